@@ -1,0 +1,68 @@
+//! Compiles the cxx bridge and the C++ shim, and states how to link them.
+
+use std::path::Path;
+
+use crate::libtorch::LibTorch;
+
+/// Every C++ source, one per responsibility (see `cpp/README.md`).
+const SOURCES: [&str; 14] = [
+    "register",
+    "check",
+    "composite",
+    "convert",
+    "workspace",
+    "cpu",
+    "cuda",
+    "meta",
+    "autograd",
+    "autograd_key",
+    "autocast",
+    "vmap",
+    "dispatch",
+    "handles",
+];
+
+/// Compiles and links.
+pub fn compile(root: &Path, torch: &LibTorch) {
+    let mut build = cxx_build::bridge("src/bridge.rs");
+    for name in SOURCES {
+        build.file(root.join(format!("cpp/{name}.cpp")));
+    }
+    // From 2.13 on LibTorch's own headers want C++20.
+    build.std(if torch.minor >= (2, 13) { "c++20" } else { "c++17" });
+    // Thin glue: -O3 and debug information would only make the build slower.
+    build.opt_level(2).debug(false);
+    build.define("_GLIBCXX_USE_CXX11_ABI", torch.cxx11_abi.as_str());
+    build.include(root);
+    for include in &torch.includes {
+        // Not -I: warnings in LibTorch's headers are not ours to fix.
+        build.flag("-isystem").flag(include.to_string_lossy().as_ref());
+    }
+    build.flag("-Wall").flag("-Wextra").flag("-fvisibility=hidden");
+    if std::env::var_os("HYPATIA_WERROR").is_some() {
+        build.flag("-Werror");
+    }
+    println!("cargo:rerun-if-env-changed=HYPATIA_WERROR");
+    for folder in ["cpp", "include"] {
+        println!("cargo:rerun-if-changed={}", root.join(folder).display());
+    }
+    println!("cargo:rerun-if-changed=src/bridge.rs");
+
+    // Nothing in Rust refers to the static initialisers that register the
+    // operators; without whole-archive the linker drops them silently.
+    build.link_lib_modifier("+whole-archive");
+    build.compile("hypatia_shim");
+
+    println!("cargo:rustc-link-search=native={}", torch.lib.display());
+    println!("cargo:rustc-link-lib=dylib=torch_cpu");
+    println!("cargo:rustc-link-lib=dylib=c10");
+    // Operators stay registered for the life of the process, so the code
+    // behind them must too.
+    println!("cargo:rustc-link-arg-cdylib=-Wl,-z,nodelete");
+    println!("cargo:rustc-link-arg-cdylib=-Wl,-soname,libhypatia.so");
+    // Found again at run time, in the library as in every test program.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch.lib.display());
+    // rustc links --as-needed, which would drop a CUDA LibTorch's libtorch.so
+    // and, with it, CUDA; a test program has no Python to load it.
+    println!("cargo:rustc-link-arg-tests=-Wl,--no-as-needed,-ltorch,--as-needed");
+}

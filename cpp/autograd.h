@@ -1,0 +1,69 @@
+// The nodes of the autograd graph. Hand-written, because
+// torch::autograd::Function does not work under torch.func.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/version.h>
+
+#include <array>
+#include <memory>
+#include <string>
+
+namespace hypatia {
+
+// Node ownership changed in LibTorch 2.13.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+template <typename T>
+using NodePtr = c10::intrusive_ptr<T>;
+template <typename T>
+NodePtr<T> make_node() {
+  return c10::make_intrusive<T>();
+}
+#else
+template <typename T>
+using NodePtr = std::shared_ptr<T>;
+template <typename T>
+NodePtr<T> make_node() {
+  return std::shared_ptr<T>(new T(), torch::autograd::deleteNode);
+}
+#endif
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// d fused_linear_relu: edges to input, weight, bias.
+struct FusedLinearReluBackward : public torch::autograd::Node {
+  SavedVariable input;
+  SavedVariable weight;
+  SavedVariable output;
+
+  std::string name() const override { return "FusedLinearReluBackward"; }
+  variable_list apply(variable_list&& grads) override;
+  void release_variables() override;
+  void compiled_args(
+      torch::dynamo::autograd::CompiledNodeArgs& args) const override;
+  variable_list apply_with_saved(
+      const variable_list& grads,
+      torch::dynamo::autograd::SwapSavedVariables& saved) override;
+};
+
+// d fused_linear_relu_backward: edges to grad_output, input, weight, output
+// (the last gets none: ReLU's mask is piecewise constant).
+struct FusedLinearReluDoubleBackward : public torch::autograd::Node {
+  SavedVariable grad_output;
+  SavedVariable input;
+  SavedVariable weight;
+  SavedVariable output;
+
+  std::string name() const override { return "FusedLinearReluDoubleBackward"; }
+  variable_list apply(variable_list&& grads) override;
+  void release_variables() override;
+  void compiled_args(
+      torch::dynamo::autograd::CompiledNodeArgs& args) const override;
+  variable_list apply_with_saved(
+      const variable_list& grads,
+      torch::dynamo::autograd::SwapSavedVariables& saved) override;
+};
+
+}  // namespace hypatia

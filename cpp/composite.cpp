@@ -1,0 +1,59 @@
+#include "cpp/composite.h"
+
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/threshold_backward.h>
+
+namespace hypatia::composite {
+
+at::Tensor flatten_rows(const at::Tensor& t) {
+  if (t.dim() == 2) return t;
+  c10::SymInt rows = 1;
+  for (const auto& size : t.sym_sizes().slice(0, t.dim() - 1)) rows *= size;
+  return t.reshape_symint({rows, t.sym_size(-1)});
+}
+
+at::Tensor sum_of(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a.add(b) : a;
+}
+
+at::Tensor linear_relu(const at::Tensor& input, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias) {
+  // linear returns a tensor of its own, so its memory is ours to overwrite;
+  // contiguous() copies nothing in any case known, and Meta promises dense.
+  return at::linear(input, weight, bias).relu_().contiguous();
+}
+
+at::Tensor linear_relu_functional(const at::Tensor& input,
+                                  const at::Tensor& weight,
+                                  const std::optional<at::Tensor>& bias) {
+  return at::relu(at::linear(input, weight, bias));
+}
+
+Gradients linear_relu_backward(const at::Tensor& grad_output,
+                               const at::Tensor& input,
+                               const at::Tensor& weight,
+                               const at::Tensor& output,
+                               std::array<bool, 3> mask) {
+  at::Tensor grad_input, grad_weight, grad_bias;
+  const at::Tensor masked = at::threshold_backward(grad_output, output, 0);
+  if (mask[0]) {
+    grad_input = at::matmul(masked, weight).contiguous();
+  }
+  if (mask[1] || mask[2]) {
+    const at::Tensor rows = flatten_rows(masked);
+    if (mask[1]) {
+      grad_weight = at::mm(rows.t(), flatten_rows(input)).contiguous();
+    }
+    if (mask[2]) {
+      grad_bias = at::sum(rows, 0);
+    }
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace hypatia::composite

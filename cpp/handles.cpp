@@ -1,0 +1,30 @@
+#include "cpp/handles.h"
+
+#include "cpp/dispatch.h"
+#include "hypatia/src/bridge.rs.h"
+
+namespace hypatia::bridge {
+
+std::unique_ptr<at::Tensor> call_fused_linear_relu(const at::Tensor& input,
+                                                   const at::Tensor& weight,
+                                                   const at::Tensor* bias) {
+  const auto optional =
+      bias != nullptr ? std::make_optional(*bias) : std::nullopt;
+  return std::make_unique<at::Tensor>(
+      dispatch::fused_linear_relu(input, weight, optional));
+}
+
+Gradients call_fused_linear_relu_backward(const at::Tensor& grad_output,
+                                          const at::Tensor& input,
+                                          const at::Tensor& weight,
+                                          const at::Tensor& output,
+                                          std::array<bool, 3> output_mask) {
+  auto [x, w, b] = dispatch::fused_linear_relu_backward(
+      grad_output, input, weight, output, output_mask);
+  const auto owned = [](at::Tensor& t) {
+    return t.defined() ? std::make_unique<at::Tensor>(std::move(t)) : nullptr;
+  };
+  return Gradients{owned(x), owned(w), owned(b)};
+}
+
+}  // namespace hypatia::bridge

@@ -1,0 +1,42 @@
+// Schemas, nothing else. Each dispatch key has its own file.
+#include "cpp/register.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "hypatia/src/bridge.rs.h"
+
+namespace hypatia {
+
+bool registers_operators() {
+  // Asked before this copy defines anything, whichever of its files comes
+  // first: an operator that exists now is another copy's.
+  static const bool first = !c10::Dispatcher::singleton()
+                                 .findSchema({"hypatia::fused_linear_relu", ""})
+                                 .has_value();
+  return first;
+}
+
+namespace {
+
+std::string build_info() { return std::string(bridge::build_info()); }
+
+// A fragment, not TORCH_LIBRARY: the latter refuses a second copy by aborting.
+TORCH_LIBRARY_FRAGMENT(hypatia, m) {
+  if (!registers_operators()) return;
+  const std::vector<at::Tag> compliant = {at::Tag::pt2_compliant_tag};
+  m.def(
+      "fused_linear_relu(Tensor input, Tensor weight, Tensor? bias=None) -> "
+      "Tensor",
+      compliant);
+  m.def(
+      "fused_linear_relu_backward(Tensor grad_output, Tensor input, Tensor "
+      "weight, Tensor output, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+      compliant);
+  m.def("build_info() -> str", &build_info, compliant);
+}
+
+}  // namespace
+}  // namespace hypatia

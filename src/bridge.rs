@@ -1,0 +1,230 @@
+//! The only language boundary: what C++ calls in Rust and Rust in C++. Bodies
+//! translate and guard; every decision is in `plan` and `launch`.
+#![allow(unsafe_code)] // Addresses cross here; each block says who checked them.
+#![allow(missing_docs)] // cxx's generated items; the declarations are documented.
+
+use crate::build_info;
+use crate::error::{guarded, Error};
+use crate::launch::exec::{self, Backward, Call};
+use crate::launch::{Outcome, Refusal, Scope, Workspace};
+use crate::plan::check::{Matrix, Settings};
+use crate::plan::problem::{Dtype, Math};
+
+#[cxx::bridge(namespace = "hypatia::bridge")]
+pub mod ffi {
+    /// A strided 2-D matrix in device memory.
+    #[derive(Clone, Copy)]
+    struct Matrix {
+        data: usize,
+        rows: i64,
+        cols: i64,
+        row_stride: i64,
+        col_stride: i64,
+    }
+
+    /// Element type, as C++ names it.
+    enum Dtype {
+        F32,
+        F16,
+        Bf16,
+    }
+
+    /// What a call brings besides its matrices.
+    struct Call {
+        device: i32,
+        stream: usize,
+        dtype: Dtype,
+        allow_tf32: bool,
+        allow_fp16_accumulation: bool,
+        allow_reduced_precision_reduction: bool,
+        deterministic: bool,
+        workspace: usize,
+        workspace_bytes: usize,
+        workspace_private: bool,
+    }
+
+    /// How a call ended.
+    enum Status {
+        Done,
+        /// Call again with `workspace_bytes` for the stream.
+        NeedsStreamWorkspace,
+        /// The same, for this call alone; ensure the stream has one as well.
+        NeedsTuningWorkspace,
+        /// The same, for this call alone.
+        NeedsCaptureWorkspace,
+        /// ATen should answer, for `reason`.
+        Refused,
+    }
+
+    struct Report {
+        status: Status,
+        workspace_bytes: usize,
+        /// The user should hear of `reason`.
+        warn: bool,
+        reason: String,
+    }
+
+    /// Addresses of a backward call; 0 for what is not wanted.
+    struct Backward {
+        grad_output: Matrix,
+        input: Matrix,
+        weight: Matrix,
+        output: usize,
+        masked: usize,
+        grad_input: usize,
+        grad_weight: usize,
+        grad_bias: usize,
+    }
+
+    extern "Rust" {
+        /// The JSON of `hypatia::build_info`.
+        fn build_info() -> String;
+
+        /// `output = relu(input · weightᵀ + bias)`; `bias` 0 for none.
+        ///
+        /// # Safety
+        /// Every address is valid on the device for its shape until the
+        /// stream has passed the call.
+        unsafe fn linear_relu(
+            call: &Call,
+            input: &Matrix,
+            weight: &Matrix,
+            bias: usize,
+            output: usize,
+        ) -> Result<Report>;
+
+        /// Gradients of `linear_relu`.
+        ///
+        /// # Safety
+        /// As for `linear_relu`.
+        unsafe fn linear_relu_backward(call: &Call, backward: &Backward) -> Result<Report>;
+    }
+
+    #[namespace = "at"]
+    unsafe extern "C++" {
+        include!("cpp/handles.h");
+
+        /// `at::Tensor`, as tch and other bindings hold it.
+        type Tensor;
+    }
+
+    /// The three gradients; null where not asked for.
+    struct Gradients {
+        input: UniquePtr<Tensor>,
+        weight: UniquePtr<Tensor>,
+        bias: UniquePtr<Tensor>,
+    }
+
+    unsafe extern "C++" {
+        /// Calls `hypatia::fused_linear_relu` through the dispatcher.
+        ///
+        /// # Safety
+        /// `bias` is null or a live `at::Tensor`.
+        unsafe fn call_fused_linear_relu(
+            input: &Tensor,
+            weight: &Tensor,
+            bias: *const Tensor,
+        ) -> Result<UniquePtr<Tensor>>;
+
+        /// Calls `hypatia::fused_linear_relu_backward` through the dispatcher.
+        fn call_fused_linear_relu_backward(
+            grad_output: &Tensor,
+            input: &Tensor,
+            weight: &Tensor,
+            output: &Tensor,
+            output_mask: [bool; 3],
+        ) -> Result<Gradients>;
+    }
+}
+
+fn build_info() -> String {
+    build_info::json()
+}
+
+unsafe fn linear_relu(
+    call: &ffi::Call,
+    input: &ffi::Matrix,
+    weight: &ffi::Matrix,
+    bias: usize,
+    output: usize,
+) -> Result<ffi::Report, Error> {
+    guarded("fused_linear_relu", || {
+        let bias = (bias != 0).then_some(bias);
+        // SAFETY: cpp/cuda.cpp passes tensors it holds, on the device and
+        // stream of the call; LibTorch's allocator keeps freed memory to the
+        // stream's order.
+        let outcome =
+            unsafe { exec::linear_relu(call.into(), input.into(), weight.into(), bias, output) };
+        Ok(report(outcome))
+    })
+}
+
+unsafe fn linear_relu_backward(call: &ffi::Call, b: &ffi::Backward) -> Result<ffi::Report, Error> {
+    guarded("fused_linear_relu_backward", || {
+        let backward = Backward {
+            grad_output: (&b.grad_output).into(),
+            input: (&b.input).into(),
+            weight: (&b.weight).into(),
+            output: b.output,
+            masked: b.masked,
+            grad_input: b.grad_input,
+            grad_weight: b.grad_weight,
+            grad_bias: b.grad_bias,
+        };
+        // SAFETY: as in `linear_relu`.
+        Ok(report(unsafe { exec::linear_relu_backward(call.into(), backward) }))
+    })
+}
+
+fn report(outcome: Result<Outcome, Refusal>) -> ffi::Report {
+    let (status, workspace_bytes, warn, reason) = match outcome {
+        Ok(Outcome::Done) => (ffi::Status::Done, 0, false, String::new()),
+        Ok(Outcome::NeedsWorkspace { bytes, scope }) => {
+            let status = match scope {
+                Scope::Stream => ffi::Status::NeedsStreamWorkspace,
+                Scope::Tuning => ffi::Status::NeedsTuningWorkspace,
+                Scope::Capture => ffi::Status::NeedsCaptureWorkspace,
+            };
+            (status, bytes, false, String::new())
+        }
+        Err(Refusal { reason, warn }) => (ffi::Status::Refused, 0, warn, reason),
+    };
+    ffi::Report { status, workspace_bytes, warn, reason }
+}
+
+impl From<&ffi::Matrix> for Matrix {
+    fn from(m: &ffi::Matrix) -> Self {
+        let ffi::Matrix { data, rows, cols, row_stride, col_stride } = *m;
+        Self { data, rows, cols, row_stride, col_stride }
+    }
+}
+
+impl From<&ffi::Call> for Call {
+    fn from(call: &ffi::Call) -> Self {
+        let dtype = match call.dtype {
+            ffi::Dtype::F16 => Dtype::F16,
+            ffi::Dtype::Bf16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        };
+        let math = match dtype {
+            Dtype::F32 if call.allow_tf32 => Math::Tf32,
+            Dtype::F16 if call.allow_fp16_accumulation => Math::Fp16Accumulate,
+            _ => Math::Strict,
+        };
+        Self {
+            settings: Settings {
+                device: call.device,
+                dtype,
+                math,
+                reduced_precision_reduction: call.allow_reduced_precision_reduction,
+                deterministic: call.deterministic,
+            },
+            stream: call.stream,
+            workspace: Workspace {
+                data: call.workspace,
+                bytes: call.workspace_bytes,
+                private: call.workspace_private,
+            },
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The JSON behind `hypatia::build_info`, `hypatia_build_info` and
+//! [`crate::build_info`].
+
+use crate::launch;
+
+/// Version, LibTorch, kernels, CPU features and revision of this library.
+#[must_use]
+pub fn json() -> String {
+    let archs = list(env!("HYPATIA_CUDA_ARCHS").split_whitespace());
+    let cublaslt = launch::device::cublaslt_version()
+        .map_or_else(|| "null".to_owned(), |version| version.to_string());
+    format!(
+        concat!(
+            "{{\"version\": {}, \"abi_version\": {}, \"libtorch\": {}, ",
+            "\"git_revision\": {}, \"cuda_archs\": {}, \"cuda_kernels\": {}, ",
+            "\"cublaslt\": {}, \"gemm_plans\": {}, \"cpu_features\": {}}}"
+        ),
+        quoted(env!("CARGO_PKG_VERSION")),
+        crate::ABI_VERSION,
+        quoted(env!("HYPATIA_LIBTORCH_VERSION")),
+        quoted(env!("HYPATIA_GIT_REVISION")),
+        archs,
+        quoted(env!("HYPATIA_KERNELS_NOTE")),
+        cublaslt,
+        launch::exec::plans_kept(),
+        list(cpu_features().into_iter()),
+    )
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    format!("[{}]", items.map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    let mut found = vec![];
+    macro_rules! probe {
+        ($($name:tt),*) => { $( if is_x86_feature_detected!($name) { found.push($name); } )* };
+    }
+    probe!("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16");
+    found
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    vec![]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_escaped() {
+        assert_eq!(quoted("a\"b\\c\nd"), "\"a\\\"b\\\\c\\u000ad\"");
+    }
+
+    #[test]
+    fn names_its_version_and_libtorch() {
+        let json = json();
+        assert!(json.contains(&format!("\"version\": \"{}\"", env!("CARGO_PKG_VERSION"))));
+        assert!(json.contains("\"libtorch\": \"2."), "{json}");
+        assert!(!json.contains('\n'));
+    }
+}

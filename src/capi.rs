@@ -1,0 +1,174 @@
+//! The C ABI of `include/hypatia/hypatia.h`: the operators on tensor handles
+//! (`at::Tensor*`, as tch, AOTInductor's shim and other bindings hold them).
+//!
+//! Every function returns 0 or a status and leaves its message for
+//! `hypatia_last_error`, which is per thread. No function unwinds.
+#![allow(unsafe_code)] // Raw handles are the point of a C ABI.
+
+use std::cell::RefCell;
+use std::ffi::{c_char, CString};
+use std::sync::LazyLock;
+
+use crate::bridge::ffi::{self, Tensor};
+use crate::error::{guarded, Error};
+
+/// Success.
+pub const OK: i32 = 0;
+/// An argument was wrong, or LibTorch reported an error.
+pub const ERROR: i32 = 1;
+/// A bug in Hypatia.
+pub const INTERNAL: i32 = 2;
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
+}
+
+/// Runs `body`, keeps its error for `hypatia_last_error` and returns a status.
+fn status(op: &'static str, body: impl FnOnce() -> Result<(), Error>) -> i32 {
+    let result = guarded(op, body);
+    let (status, text) = match result {
+        Ok(()) => (OK, String::new()),
+        Err(error @ Error::Internal { .. }) => (INTERNAL, error.to_string()),
+        Err(error) => (ERROR, error.to_string()),
+    };
+    let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
+    // A thread that is ending has no place for the text any more.
+    let _ = LAST_ERROR.try_with(|last| last.replace(text));
+    status
+}
+
+/// LibTorch's text without the C++ backtrace that follows it.
+pub(crate) fn libtorch_error(error: &cxx::Exception) -> Error {
+    let text = error.what();
+    let first = text.split("\nException raised from").next().unwrap_or(text);
+    Error::LibTorch(first.trim_end().to_owned())
+}
+
+fn null_argument(op: &'static str, name: &str) -> Error {
+    Error::Argument { op, expected: format!("a tensor for {name}"), got: "a null pointer".into() }
+}
+
+/// # Safety
+/// `handle` is null or a live `at::Tensor`.
+unsafe fn required<'a>(
+    op: &'static str,
+    name: &str,
+    handle: *const Tensor,
+) -> Result<&'a Tensor, Error> {
+    // SAFETY: forwarded; null is refused here.
+    unsafe { handle.as_ref() }.ok_or_else(|| null_argument(op, name))
+}
+
+/// Version of this ABI; does no work and needs no LibTorch.
+#[no_mangle]
+pub extern "C" fn hypatia_abi_version() -> u32 {
+    crate::ABI_VERSION
+}
+
+/// `major.minor.patch` of the LibTorch the library was built against.
+#[no_mangle]
+pub extern "C" fn hypatia_libtorch_version() -> *const c_char {
+    const VERSION: &str = concat!(env!("HYPATIA_LIBTORCH_VERSION"), "\0");
+    VERSION.as_ptr().cast()
+}
+
+/// The JSON of `hypatia::build_info` at the first call; lives for ever.
+#[no_mangle]
+pub extern "C" fn hypatia_build_info() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| {
+        let text = guarded("build_info", || Ok(crate::build_info::json()));
+        CString::new(text.unwrap_or_default()).unwrap_or_default()
+    });
+    TEXT.as_ptr()
+}
+
+/// Message of this thread's last call, empty after a success; lives until
+/// this thread's next call.
+#[no_mangle]
+pub extern "C" fn hypatia_last_error() -> *const c_char {
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// `*result = relu(input · weightᵀ + bias)`.
+///
+/// # Safety
+/// `input` and `weight` are live `at::Tensor`s, `bias` is one or null, `result`
+/// is writable. The caller owns `*result`.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_fused_linear_relu(
+    input: *const Tensor,
+    weight: *const Tensor,
+    bias: *const Tensor,
+    result: *mut *mut Tensor,
+) -> i32 {
+    const OP: &str = "fused_linear_relu";
+    status(OP, || {
+        if result.is_null() {
+            return Err(null_argument(OP, "result"));
+        }
+        // SAFETY: the caller's promise; null handles are refused or, for the
+        // bias, meant.
+        unsafe {
+            let input = required(OP, "input", input)?;
+            let weight = required(OP, "weight", weight)?;
+            let output = ffi::call_fused_linear_relu(input, weight, bias)
+                .map_err(|error| libtorch_error(&error))?;
+            *result = output.into_raw();
+        }
+        Ok(())
+    })
+}
+
+/// Gradients of [`hypatia_fused_linear_relu`] for the results that are not
+/// null: `grad_input`, `grad_weight`, `grad_bias`.
+///
+/// # Safety
+/// The four tensors are live `at::Tensor`s; each result is null or writable.
+/// The caller owns what is written.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_fused_linear_relu_backward(
+    grad_output: *const Tensor,
+    input: *const Tensor,
+    weight: *const Tensor,
+    output: *const Tensor,
+    grad_input: *mut *mut Tensor,
+    grad_weight: *mut *mut Tensor,
+    grad_bias: *mut *mut Tensor,
+) -> i32 {
+    const OP: &str = "fused_linear_relu_backward";
+    status(OP, || {
+        let results = [grad_input, grad_weight, grad_bias];
+        // SAFETY: the caller's promise; null handles are refused.
+        let gradients = unsafe {
+            ffi::call_fused_linear_relu_backward(
+                required(OP, "grad_output", grad_output)?,
+                required(OP, "input", input)?,
+                required(OP, "weight", weight)?,
+                required(OP, "output", output)?,
+                results.map(|result| !result.is_null()),
+            )
+        }
+        .map_err(|error| libtorch_error(&error))?;
+        let values = [gradients.input, gradients.weight, gradients.bias];
+        for (result, value) in results.into_iter().zip(values) {
+            if !result.is_null() {
+                // SAFETY: not null, and writable by the caller's promise.
+                unsafe { *result = value.into_raw() };
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Frees a tensor that a function of this ABI returned; null is allowed.
+///
+/// # Safety
+/// `tensor` is null or was returned by this ABI and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_tensor_free(tensor: *mut Tensor) {
+    let _ = guarded("tensor_free", || {
+        // SAFETY: the caller's promise; a UniquePtr accepts null.
+        drop(unsafe { cxx::UniquePtr::from_raw(tensor) });
+        Ok(())
+    });
+}

@@ -1,0 +1,94 @@
+//! Runs plans on CUDA through cudarc: `device` (library, context, handles),
+//! `modules` (embedded kernels), `gemm` (cuBLASLt), `tune` (timing its
+//! algorithms), `relu_backward` (our kernel), `exec` (one operator call).
+//! Memory and streams belong to LibTorch; nothing here allocates device
+//! memory or synchronises after the first call of a problem.
+#![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
+
+use crate::plan::relu_grid;
+
+pub mod device;
+pub mod exec;
+pub mod gemm;
+pub mod modules;
+pub mod params;
+pub mod relu_backward;
+pub mod tune;
+
+/// Why our CUDA path does not answer a call; ATen does instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// A phrase for people.
+    pub reason: String,
+    /// The user should hear of it (once): something is missing or failed, as
+    /// opposed to a case that is ATen's by design.
+    pub warn: bool,
+}
+
+impl Refusal {
+    /// A case that is ATen's by design.
+    pub fn by_design(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), warn: false }
+    }
+
+    /// Something is missing or failed.
+    pub fn failure(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), warn: true }
+    }
+
+    /// A driver call failed.
+    pub(crate) fn driver(what: &str, error: cudarc::driver::DriverError) -> Self {
+        Self::failure(format!("{what} failed: {error:?}"))
+    }
+
+    /// A cuBLASLt call failed.
+    pub(crate) fn cublaslt(what: &str, error: cudarc::cublaslt::result::CublasError) -> Self {
+        Self::failure(format!("{what} failed: {:?}", error.0))
+    }
+}
+
+/// Scratch memory of one stream, from LibTorch's allocator.
+///
+/// The first [`Workspace::TICKET_BYTES`] are tickets of reductions and are
+/// zero between launches; the rest is anyone's within a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Workspace {
+    /// Device address; 256-byte aligned.
+    pub data: usize,
+    /// Size; 0 for none.
+    pub bytes: usize,
+    /// Belongs to this call alone and was not zeroed.
+    pub private: bool,
+}
+
+impl Workspace {
+    /// Size of the ticket area.
+    pub const TICKET_BYTES: usize = relu_grid::TICKETS as usize * size_of::<u32>();
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The work is on the stream.
+    Done,
+    /// Nothing was launched: call again with a workspace like this.
+    NeedsWorkspace {
+        /// At least this large.
+        bytes: usize,
+        /// For whom.
+        scope: Scope,
+    },
+}
+
+/// Who may use a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Every call on the stream, for good.
+    Stream,
+    /// This call, which times algorithms beside the stream; later calls will
+    /// want one of the same size for the stream.
+    Tuning,
+    /// This call: the stream is being captured, and a replay must not share
+    /// scratch memory with whatever runs beside it.
+    Capture,
+}

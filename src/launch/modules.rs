@@ -1,0 +1,134 @@
+//! The embedded kernels: picks the image for a device and loads it once.
+
+use std::ffi::CString;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::CUfunction;
+
+use crate::plan::problem::Dtype;
+
+/// One compiled kernel file.
+pub struct Image {
+    /// File name of the source without its extension.
+    pub kernel: &'static str,
+    /// Compute capability it was compiled for.
+    pub capability: u32,
+    /// PTX, which the driver compiles for any newer device.
+    pub ptx: bool,
+    /// The cubin, or the PTX text without its final NUL.
+    pub bytes: &'static [u8],
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
+
+/// The functions of one device.
+pub struct Modules {
+    relu_backward: Option<ReluBackward>,
+    /// Why there are none, for the one warning about it.
+    pub missing: Option<String>,
+}
+
+/// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
+struct ReluBackward {
+    functions: [[CUfunction; 2]; 3],
+}
+
+// SAFETY: a CUfunction is a handle into a module that is never unloaded, and
+// launching it is thread-safe (CUDA driver API, thread safety).
+unsafe impl Send for ReluBackward {}
+// SAFETY: as above.
+unsafe impl Sync for ReluBackward {}
+
+const fn index(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+impl Modules {
+    /// Loads what was built for `capability`; the device's context must be
+    /// current. A kernel that cannot be had is a reason, not an error: ATen
+    /// does its work.
+    pub fn load(capability: u32) -> Self {
+        match load_relu_backward(capability) {
+            Ok(kernel) => Self { relu_backward: Some(kernel), missing: None },
+            Err(reason) => Self { relu_backward: None, missing: Some(reason) },
+        }
+    }
+
+    /// The function for a dtype, vectorized or for any strides.
+    pub fn relu_backward(&self, dtype: Dtype, vectorized: bool) -> Option<CUfunction> {
+        Some(self.relu_backward.as_ref()?.functions[index(dtype)][usize::from(vectorized)])
+    }
+}
+
+/// The cubin of the same major version with the highest minor the device has,
+/// else PTX.
+fn pick(images: &'static [Image], kernel: &str, capability: u32) -> Option<&'static Image> {
+    let mine = || images.iter().filter(move |image| image.kernel == kernel);
+    mine()
+        .filter(|i| !i.ptx && i.capability / 10 == capability / 10 && i.capability <= capability)
+        .max_by_key(|image| image.capability)
+        .or_else(|| mine().find(|image| image.ptx && image.capability <= capability))
+}
+
+fn load_relu_backward(capability: u32) -> Result<ReluBackward, String> {
+    if IMAGES.is_empty() {
+        return Err("the library was built without NVRTC, so without own kernels".to_owned());
+    }
+    let image = pick(IMAGES, "relu_backward", capability)
+        .ok_or_else(|| format!("no kernel image for compute capability {capability}"))?;
+    // The driver reads PTX up to a NUL; a cubin carries its own length.
+    let mut bytes = image.bytes.to_vec();
+    bytes.push(0);
+    // SAFETY: the bytes are a whole image as NVRTC wrote it (build/kernels.rs)
+    // and live through the call; the driver copies what it keeps.
+    let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) }
+        .map_err(|error| format!("loading the kernels failed: {error:?}"))?;
+    let mut functions = [[std::ptr::null_mut(); 2]; 3];
+    for (row, dtype) in functions.iter_mut().zip(["f32", "f16", "bf16"]) {
+        for (slot, variant) in row.iter_mut().zip(["any", "vec"]) {
+            let name = CString::new(format!("relu_backward_{dtype}_{variant}"))
+                .map_err(|error| error.to_string())?;
+            // SAFETY: `module` was loaded just above and is never unloaded.
+            *slot = unsafe { result::module::get_function(module, name) }
+                .map_err(|error| format!("a kernel is missing from its image: {error:?}"))?;
+        }
+    }
+    Ok(ReluBackward { functions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static FAKE: [Image; 4] = [
+        Image { kernel: "k", capability: 80, ptx: false, bytes: &[] },
+        Image { kernel: "k", capability: 90, ptx: false, bytes: &[] },
+        Image { kernel: "k", capability: 120, ptx: false, bytes: &[] },
+        Image { kernel: "k", capability: 80, ptx: true, bytes: &[] },
+    ];
+
+    #[test]
+    fn picks_the_cubin_of_the_same_major_version_else_ptx() {
+        let picked = |capability| pick(&FAKE, "k", capability).map(|i| (i.capability, i.ptx));
+        assert_eq!(picked(80), Some((80, false)));
+        assert_eq!(picked(89), Some((80, false)));
+        assert_eq!(picked(90), Some((90, false)));
+        assert_eq!(picked(103), Some((80, true)), "no cubin of major version 10");
+        assert_eq!(picked(121), Some((120, false)));
+        assert_eq!(picked(75), None);
+        assert!(pick(&FAKE, "other", 90).is_none());
+    }
+
+    #[test]
+    fn the_build_embedded_every_target() {
+        // Empty only where the build said so (no NVRTC).
+        assert_eq!(IMAGES.is_empty(), env!("HYPATIA_CUDA_ARCHS").is_empty());
+        for image in IMAGES {
+            assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Times cuBLASLt's algorithms for a problem on its first call.
+//!
+//! The heuristic's first guess is up to 2.35 times slower than its best on
+//! small TF32 products and 1.4 times on small fp32 ones (docs/performance.md).
+//! Each algorithm is captured a few times over into a CUDA graph, so that the
+//! figure is GPU time and not the host's launch rate, and replayed on a stream
+//! of our own. `HYPATIA_TUNE=0` keeps the first guess.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cudarc::driver::result::{event, graph, stream as streams};
+use cudarc::driver::sys::{
+    self as driver, CUevent, CUevent_flags, CUevent_wait_flags, CUgraph, CUgraphExec,
+    CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode,
+};
+use cudarc::driver::DriverError;
+
+use super::device::Device;
+use super::gemm::{GemmData, GemmPlan};
+use super::Refusal;
+use crate::plan::problem::Gemm;
+
+/// The first guess is replaced only by something this much faster: below it
+/// the difference is noise, and the guess is the reproducible choice.
+const CLEARLY_FASTER: f32 = 0.98;
+/// GPU time one replay should take, in µs: long against the event's 0.5 µs.
+const REPLAY_US: f32 = 100.0;
+/// Launches in one graph at most.
+const MAX_LAUNCHES: usize = 20;
+/// GPU time for one problem at most, in µs.
+const BUDGET_US: f32 = 30_000.0;
+/// Replays of each graph; the fastest counts.
+const REPLAYS: usize = 3;
+
+/// Whether `HYPATIA_TUNE` allows timing. Deterministic mode does not: two runs
+/// of a program could choose differently.
+pub fn enabled(gemm: &Gemm) -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    let allowed =
+        *ALLOWED.get_or_init(|| std::env::var("HYPATIA_TUNE").map_or(true, |value| value != "0"));
+    allowed && !gemm.deterministic
+}
+
+/// Rank of the fastest candidate.
+///
+/// # Safety
+/// As for [`GemmPlan::launch`], with a workspace for the largest candidate that
+/// belongs to this call alone (the timing runs beside `stream`); `stream` is
+/// not being captured.
+///
+/// # Errors
+/// When timing itself fails; the first guess is as good as ever then.
+pub unsafe fn fastest(
+    device: &Device,
+    plan: &GemmPlan,
+    data: GemmData,
+    workspace: usize,
+    stream: CUstream,
+) -> Result<(usize, Vec<f32>), Refusal> {
+    if plan.candidates.len() < 2 {
+        return Ok((0, vec![]));
+    }
+    let failed = |error| Refusal::driver("timing cuBLASLt's algorithms", error);
+    // One at a time: two timings at once would time each other.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _relaxed = RelaxedCapture::new().map_err(failed)?;
+    let bench = Bench::new(stream).map_err(failed)?;
+
+    let mut times: Vec<f32> = vec![];
+    let mut spent = 0.0;
+    let mut launches = 1;
+    for (rank, candidate) in plan.candidates.iter().enumerate() {
+        let launch = || {
+            // SAFETY: forwarded from the caller; `bench.stream` runs behind
+            // everything that was on `stream` (`Bench::new`).
+            unsafe { plan.launch(device, candidate, data, workspace, bench.stream) }
+        };
+        // Once outside the graph: loads the kernel, and shows what it refuses.
+        if launch().is_err() {
+            if rank == 0 {
+                return Err(Refusal::failure("cuBLASLt's first algorithm does not run"));
+            }
+            times.push(f32::INFINITY);
+            continue;
+        }
+        let mut time = bench.time(launches, &launch)?;
+        if rank == 0 {
+            let fitting = (REPLAY_US / time.max(1.0)) as usize;
+            launches = fitting.clamp(1, MAX_LAUNCHES);
+            if launches > 1 {
+                time = bench.time(launches, &launch)?;
+            }
+        }
+        spent += time * (launches * (REPLAYS + 1) + 1) as f32;
+        times.push(time);
+        if spent > BUDGET_US {
+            break;
+        }
+    }
+    let best = (1..times.len()).min_by(|&i, &j| times[i].total_cmp(&times[j]));
+    let rank = best.filter(|&i| times[i] < CLEARLY_FASTER * times[0]).unwrap_or(0);
+    Ok((rank, times))
+}
+
+/// Lets this thread make calls that a capture in another thread would forbid;
+/// none of ours touches that capture.
+struct RelaxedCapture(CUstreamCaptureMode);
+
+impl RelaxedCapture {
+    fn new() -> Result<Self, DriverError> {
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: swaps a mode of this thread with the value behind the pointer.
+        unsafe { driver::cuThreadExchangeStreamCaptureMode(&mut mode) }.result()?;
+        Ok(Self(mode))
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`; puts back what it returned.
+        let _ = unsafe { driver::cuThreadExchangeStreamCaptureMode(&mut self.0) };
+    }
+}
+
+/// A stream of our own with two events.
+struct Bench {
+    stream: CUstream,
+    start: CUevent,
+    end: CUevent,
+}
+
+impl Bench {
+    /// The stream waits for everything on `before`.
+    fn new(before: CUstream) -> Result<Self, DriverError> {
+        let mut bench = Self {
+            stream: streams::create(streams::StreamKind::NonBlocking)?,
+            start: std::ptr::null_mut(),
+            end: std::ptr::null_mut(),
+        };
+        bench.start = event::create(CUevent_flags::CU_EVENT_DEFAULT)?;
+        bench.end = event::create(CUevent_flags::CU_EVENT_DEFAULT)?;
+        // SAFETY: both streams and the event are live.
+        unsafe {
+            event::record(bench.start, before)?;
+            let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+            streams::wait_event(bench.stream, bench.start, flags)?;
+        }
+        Ok(bench)
+    }
+
+    /// µs of one launch when `launches` follow each other; the best of a few.
+    fn time(
+        &self,
+        launches: usize,
+        launch: &impl Fn() -> Result<(), Refusal>,
+    ) -> Result<f32, Refusal> {
+        let failed = |error| Refusal::driver("timing cuBLASLt's algorithms", error);
+        let graph = self.capture(launches, launch)?;
+        let mut best = f32::INFINITY;
+        // SAFETY: stream, events and graph are live and ours.
+        unsafe {
+            graph::launch(graph.exec, self.stream).map_err(failed)?;
+            for _ in 0..REPLAYS {
+                event::record(self.start, self.stream).map_err(failed)?;
+                graph::launch(graph.exec, self.stream).map_err(failed)?;
+                event::record(self.end, self.stream).map_err(failed)?;
+                event::synchronize(self.end).map_err(failed)?;
+                best = best.min(event::elapsed(self.start, self.end).map_err(failed)?);
+            }
+        }
+        Ok(best * 1e3 / launches as f32)
+    }
+
+    fn capture(
+        &self,
+        launches: usize,
+        launch: &impl Fn() -> Result<(), Refusal>,
+    ) -> Result<Graph, Refusal> {
+        let failed = |error| Refusal::driver("capturing a timing graph", error);
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours and no capture is open on it; the capture
+        // is ended whatever `launch` returns.
+        unsafe {
+            streams::begin_capture(self.stream, mode).map_err(failed)?;
+            let launched = (0..launches).try_for_each(|_| launch());
+            let graph = streams::end_capture(self.stream).map_err(failed)?;
+            let mut graph = Graph { graph, exec: std::ptr::null_mut() };
+            launched?;
+            graph.exec =
+                graph::instantiate(graph.graph, CUgraphInstantiate_flags(0)).map_err(failed)?;
+            Ok(graph)
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, destroyed here only; the stream is drained
+        // first, because its work uses the caller's memory.
+        unsafe {
+            let _ = streams::synchronize(self.stream);
+            for handle in [self.start, self.end] {
+                if !handle.is_null() {
+                    let _ = event::destroy(handle);
+                }
+            }
+            let _ = streams::destroy(self.stream);
+        }
+    }
+}
+
+struct Graph {
+    graph: CUgraph,
+    exec: CUgraphExec,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made in `Bench::capture`, destroyed here only; the driver
+        // keeps a launched graph alive until it has run.
+        unsafe {
+            if !self.exec.is_null() {
+                let _ = graph::exec_destroy(self.exec);
+            }
+            let _ = graph::destroy(self.graph);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Decisions, without CUDA and without LibTorch: what a call asks for
+//! (`problem`), whether our kernels may answer it (`check`), how the mask
+//! kernel covers its matrix (`relu_grid`), and where finished plans are kept
+//! (`cache`). Everything here is plain data and runs on any machine.
+
+pub mod cache;
+pub mod check;
+pub mod problem;
+pub mod relu_grid;

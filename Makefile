@@ -29,7 +29,7 @@ TORCH_DIR = $${LIBTORCH:-$$($(PYTHON) -c "import importlib.util as u, os; print(
 # cmake, ninja and clang-format come as wheels.
 WITH_TOOLS = export PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: help setup build test test-rust test-python test-cpp demo bench gpu-test \
+.PHONY: help setup build test test-rust test-python test-cpp demo bench gpu-test gpu-bundle \
 	install lint format clean
 
 help:
@@ -67,6 +67,14 @@ demo: build
 
 bench: build
 	$(PYTHON) benches/bench.py
+
+# The library and the Rust test programs, stripped, to copy to another machine.
+gpu-bundle: build
+	export LIBTORCH="$(TORCH_DIR)"; rm -rf target/gpu; mkdir -p target/gpu; \
+	cargo test --features tch --test tch_ops --no-run --message-format=json 2>/dev/null \
+		| sed -n 's/.*"executable":"\([^"]*tch_ops-[^"]*\)".*/\1/p' \
+		| xargs -I{} cp {} target/gpu/tch_ops; \
+	cp $(LIBRARY) target/gpu/; strip target/gpu/*; ls -l target/gpu
 
 # Needs what `make build` made (here or on another machine), not Rust.
 gpu-test:

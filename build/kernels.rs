@@ -115,6 +115,7 @@ impl Nvrtc {
         Err(format!("no libnvrtc.so.13 with CUDA headers beside it in {folders:?}"))
     }
 
+    #[allow(clippy::missing_transmute_annotations)] // The fields annotate.
     fn load(folder: &Path, library: &Path, headers: PathBuf) -> Result<Self, String> {
         // NVRTC opens its builtins by bare name; an already open one is found
         // whatever the loader path says.
@@ -140,15 +141,15 @@ impl Nvrtc {
         // function whose C signature, in nvrtc.h of CUDA 13, is the field's.
         unsafe {
             Ok(Self {
-                create: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcCreateProgram")?),
-                compile: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcCompileProgram")?),
-                log_size: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetProgramLogSize")?),
-                log: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetProgramLog")?),
-                cubin_size: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetCUBINSize")?),
-                cubin: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetCUBIN")?),
-                ptx_size: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetPTXSize")?),
-                ptx: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcGetPTX")?),
-                destroy: std::mem::transmute::<*mut c_void, _>(symbol("nvrtcDestroyProgram")?),
+                create: std::mem::transmute(symbol("nvrtcCreateProgram")?),
+                compile: std::mem::transmute(symbol("nvrtcCompileProgram")?),
+                log_size: std::mem::transmute(symbol("nvrtcGetProgramLogSize")?),
+                log: std::mem::transmute(symbol("nvrtcGetProgramLog")?),
+                cubin_size: std::mem::transmute(symbol("nvrtcGetCUBINSize")?),
+                cubin: std::mem::transmute(symbol("nvrtcGetCUBIN")?),
+                ptx_size: std::mem::transmute(symbol("nvrtcGetPTXSize")?),
+                ptx: std::mem::transmute(symbol("nvrtcGetPTX")?),
+                destroy: std::mem::transmute(symbol("nvrtcDestroyProgram")?),
                 headers,
                 description: library.display().to_string(),
             })

@@ -54,6 +54,11 @@ MatrixView as_matrix(const at::Tensor& t, bool any_strides) {
 std::optional<bridge::Call> make_call(const at::Tensor& input) {
   bridge::Call call{};
   const auto& context = at::globalContext();
+  const auto may_split_k = [](at::CuBLASReductionOption option) {
+    using Option = at::CuBLASReductionOption;
+    return option != Option::DisallowReducedPrecisionDisallowSplitK;
+  };
+  call.allow_split_k = true;
   switch (input.scalar_type()) {
     case at::kFloat:
       call.dtype = bridge::Dtype::F32;
@@ -62,15 +67,11 @@ std::optional<bridge::Call> make_call(const at::Tensor& input) {
     case at::kHalf:
       call.dtype = bridge::Dtype::F16;
       call.allow_fp16_accumulation = context.allowFP16AccumulationCuBLAS();
-      call.allow_reduced_precision_reduction =
-          context.allowFP16ReductionCuBLAS() ==
-          at::CuBLASReductionOption::AllowReducedPrecisionWithSplitK;
+      call.allow_split_k = may_split_k(context.allowFP16ReductionCuBLAS());
       break;
     case at::kBFloat16:
       call.dtype = bridge::Dtype::Bf16;
-      call.allow_reduced_precision_reduction =
-          context.allowBF16ReductionCuBLAS() ==
-          at::CuBLASReductionOption::AllowReducedPrecisionWithSplitK;
+      call.allow_split_k = may_split_k(context.allowBF16ReductionCuBLAS());
       break;
     default:
       return std::nullopt;

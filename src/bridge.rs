@@ -1,7 +1,9 @@
 //! The only language boundary: what C++ calls in Rust and Rust in C++. Bodies
 //! translate and guard; every decision is in `plan` and `launch`.
-#![allow(unsafe_code)] // Addresses cross here; each block says who checked them.
-#![allow(missing_docs)] // cxx's generated items; the declarations are documented.
+#![allow(unsafe_code)]
+// Addresses cross here; each block says who checked them.
+// cxx's generated items; the declarations below are documented.
+#![allow(missing_docs, clippy::missing_safety_doc)]
 
 use crate::build_info;
 use crate::error::{guarded, Error};
@@ -36,7 +38,7 @@ pub mod ffi {
         dtype: Dtype,
         allow_tf32: bool,
         allow_fp16_accumulation: bool,
-        allow_reduced_precision_reduction: bool,
+        allow_split_k: bool,
         deterministic: bool,
         workspace: usize,
         workspace_bytes: usize,
@@ -216,7 +218,7 @@ impl From<&ffi::Call> for Call {
                 device: call.device,
                 dtype,
                 math,
-                reduced_precision_reduction: call.allow_reduced_precision_reduction,
+                split_k: call.allow_split_k,
                 deterministic: call.deterministic,
             },
             stream: call.stream,

@@ -65,6 +65,19 @@ pub extern "C" fn hypatia_abi_version() -> u32 {
     crate::ABI_VERSION
 }
 
+/// Read from the file by loaders (`python/hypatia.py`): a library for another
+/// LibTorch cannot be opened to be asked.
+#[used]
+#[no_mangle]
+pub static HYPATIA_BUILT_FOR: [u8; BUILT_FOR.len()] = BUILT_FOR;
+const BUILT_FOR: [u8; BUILT_FOR_TEXT.len()] = {
+    let mut bytes = [0; BUILT_FOR_TEXT.len()];
+    bytes.copy_from_slice(BUILT_FOR_TEXT.as_bytes());
+    bytes
+};
+const BUILT_FOR_TEXT: &str =
+    concat!("hypatia built for LibTorch ", env!("HYPATIA_LIBTORCH_VERSION"), "\0");
+
 /// `major.minor.patch` of the LibTorch the library was built against.
 #[no_mangle]
 pub extern "C" fn hypatia_libtorch_version() -> *const c_char {

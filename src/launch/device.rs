@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use cudarc::cublaslt;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{self, CudaContext};
 
+use super::cublaslt::{self, CublasLt, LtHandle};
 use super::modules::Modules;
 use super::Refusal;
 
@@ -13,7 +13,8 @@ use super::Refusal;
 pub struct Device {
     /// The primary context, which is LibTorch's too.
     context: Arc<CudaContext>,
-    lt: cublaslt::sys::cublasLtHandle_t,
+    cublaslt: &'static CublasLt,
+    handle: LtHandle,
     /// Streaming multiprocessors.
     pub multiprocessors: i64,
     /// Compute capability, 90 for 9.0.
@@ -23,13 +24,6 @@ pub struct Device {
     /// Our kernels; empty where none was built for this device.
     pub modules: Modules,
 }
-
-// SAFETY: a cuBLASLt handle holds no per-thread state (its documentation:
-// "cublasLt functions are thread-safe with one handle"); the other fields are
-// Send and Sync themselves.
-unsafe impl Send for Device {}
-// SAFETY: as above.
-unsafe impl Sync for Device {}
 
 /// More devices than any host has.
 const MAX_DEVICES: usize = 64;
@@ -50,7 +44,7 @@ pub fn device(ordinal: i32) -> Result<&'static Device, Refusal> {
 
 impl Device {
     fn open(ordinal: i32) -> Result<Self, Refusal> {
-        libraries()?;
+        let cublaslt = libraries()?;
         let context = CudaContext::new(ordinal as usize)
             .map_err(|error| Refusal::driver("opening the CUDA context", error))?;
         let attribute = |which| {
@@ -61,23 +55,27 @@ impl Device {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let capability = u32::try_from(major * 10 + minor).unwrap_or(0);
         context.bind_to_thread().map_err(|error| Refusal::driver("binding the context", error))?;
-        let lt = cublaslt::result::create_handle()
-            .map_err(|error| Refusal::cublaslt("cublasLtCreate", error))?;
+        let handle = cublaslt.create().map_err(|failure| failure.of("cublasLtCreate"))?;
         let modules = Modules::load(capability);
         Ok(Self {
             context,
-            lt,
+            cublaslt,
+            handle,
             multiprocessors: i64::from(multiprocessors),
             capability,
-            // What NVIDIA recommends, and what LibTorch itself uses.
-            gemm_workspace_limit: if capability >= 90 { 32 << 20 } else { 8 << 20 },
+            gemm_workspace_limit: gemm_workspace_limit(capability),
             modules,
         })
     }
 
-    /// The cuBLASLt handle.
-    pub(super) fn lt(&self) -> cublaslt::sys::cublasLtHandle_t {
-        self.lt
+    /// The cuBLASLt of the process.
+    pub(super) fn cublaslt(&self) -> &'static CublasLt {
+        self.cublaslt
+    }
+
+    /// Its handle for this device.
+    pub(super) fn handle(&self) -> LtHandle {
+        self.handle
     }
 
     /// Makes the device's context current. LibTorch binds it lazily, so a new
@@ -89,30 +87,52 @@ impl Device {
     }
 }
 
-/// cudarc panics where a library is missing, so ask before the first call.
-fn libraries() -> Result<(), Refusal> {
-    static FOUND: OnceLock<Result<(), Refusal>> = OnceLock::new();
-    FOUND
-        .get_or_init(|| {
-            // SAFETY: both only try to open a library by its usual names;
-            // CUDA's libraries have no initialisers that need care.
-            let (driver_found, lt_found) =
-                unsafe { (driver::sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
-            if !driver_found {
-                return Err(Refusal::failure("the CUDA driver (libcuda.so.1) cannot be opened"));
-            }
-            if !lt_found {
-                return Err(Refusal::failure("cuBLASLt (libcublasLt.so) cannot be opened"));
-            }
-            Ok(())
-        })
-        .clone()
+/// LibTorch's own variable in its own unit (KiB), else what NVIDIA recommends
+/// and LibTorch uses.
+fn gemm_workspace_limit(capability: u32) -> usize {
+    let wanted = std::env::var("CUBLASLT_WORKSPACE_SIZE").ok().and_then(|v| v.parse().ok());
+    let kib: usize = wanted.unwrap_or(if capability >= 90 { 32 << 10 } else { 8 << 10 });
+    kib.saturating_mul(1024)
 }
 
-/// Version of the cuBLASLt in use, `None` before CUDA is opened or without it.
+/// Opens what there is to open, once.
+fn libraries() -> Result<&'static CublasLt, Refusal> {
+    static WANTED: OnceLock<bool> = OnceLock::new();
+    if !WANTED.get_or_init(|| std::env::var("HYPATIA_CUDA").map_or(true, |value| value != "0")) {
+        return Err(Refusal::failure("HYPATIA_CUDA=0 turns it off"));
+    }
+    static DRIVER: OnceLock<bool> = OnceLock::new();
+    // cudarc panics where the driver is missing, so ask before the first call.
+    // SAFETY: only tries to open libcuda by its usual names, whose
+    // initialisers need no care.
+    if !DRIVER.get_or_init(|| unsafe { driver::sys::is_culib_present() }) {
+        return Err(Refusal::failure("the CUDA driver (libcuda.so.1) cannot be opened"));
+    }
+    cublaslt::get()
+}
+
+/// Version of the cuBLASLt in use, `None` without CUDA.
 #[must_use]
 pub fn cublaslt_version() -> Option<usize> {
-    libraries().ok()?;
-    // SAFETY: `libraries` just found the library; the function takes nothing.
-    Some(unsafe { cublaslt::sys::cublasLtGetVersion() })
+    Some(libraries().ok()?.version())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_driver_it_refuses_and_does_not_panic() {
+        // SAFETY: only tries to open libcuda.
+        if unsafe { driver::sys::is_culib_present() } {
+            return; // A machine with a GPU: the GPU tests are about that.
+        }
+        for _ in 0..2 {
+            let refusal = device(0).err().unwrap();
+            assert_eq!(refusal.reason, "the CUDA driver (libcuda.so.1) cannot be opened");
+            assert!(refusal.warn);
+        }
+        assert!(device(-1).is_err() && device(1000).is_err());
+        assert_eq!(cublaslt_version(), None);
+    }
 }

@@ -280,7 +280,9 @@ pub fn plans_kept() -> usize {
 fn log(gemm: &Gemm, plan: &GemmPlan, times: &[f32]) {
     log_line(|| {
         let timed = match (times.first(), times.get(plan.rank)) {
-            (Some(first), Some(chosen)) => format!("{chosen:.2} us, first guess {first:.2} us"),
+            (Some(first), Some(chosen)) => {
+                format!("{chosen:.2} us, first guess {first:.2} us, all {times:.2?}")
+            }
             _ => "not timed".to_owned(),
         };
         let workspace = plan.algorithm.workspaceSize;

@@ -1,5 +1,5 @@
-//! Runs plans on CUDA through cudarc: `device` (library, context, handles),
-//! `modules` (embedded kernels), `gemm` (cuBLASLt), `tune` (timing its
+//! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
+//! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans), `tune` (timing its
 //! algorithms), `relu_backward` (our kernel), `exec` (one operator call).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -7,6 +7,7 @@
 
 use crate::plan::relu_grid;
 
+pub mod cublaslt;
 pub mod device;
 pub mod exec;
 pub mod gemm;
@@ -39,11 +40,6 @@ impl Refusal {
     /// A driver call failed.
     pub(crate) fn driver(what: &str, error: cudarc::driver::DriverError) -> Self {
         Self::failure(format!("{what} failed: {error:?}"))
-    }
-
-    /// A cuBLASLt call failed.
-    pub(crate) fn cublaslt(what: &str, error: cudarc::cublaslt::result::CublasError) -> Self {
-        Self::failure(format!("{what} failed: {:?}", error.0))
     }
 }
 

@@ -56,8 +56,8 @@ pub struct Settings {
     pub dtype: Dtype,
     /// Arithmetic.
     pub math: Math,
-    /// See [`Gemm::reduced_precision_reduction`].
-    pub reduced_precision_reduction: bool,
+    /// See [`Gemm::split_k`].
+    pub split_k: bool,
     /// See [`Gemm::deterministic`].
     pub deterministic: bool,
 }
@@ -100,7 +100,7 @@ pub fn gemm(
         device: settings.device,
         dtype: settings.dtype,
         math: settings.math,
-        reduced_precision_reduction: settings.reduced_precision_reduction,
+        split_k: settings.split_k,
         deterministic: settings.deterministic,
         m: cols,
         n: rows,
@@ -134,7 +134,7 @@ mod tests {
         device: 0,
         dtype: Dtype::F32,
         math: Math::Strict,
-        reduced_precision_reduction: false,
+        split_k: true,
         deterministic: false,
     };
 
@@ -156,8 +156,8 @@ mod tests {
         let (m, k, n) = (3_i64, 4_i64, 5_i64);
         let value = |r: i64, c: i64| (r * 10 + c + 1) as f64;
         // Row-major, padded row-major, transposed.
-        let layouts: [fn(i64, i64) -> (i64, i64); 3] =
-            [|_, c| (c, 1), |_, c| (c + 3, 1), |r, _| (1, r)];
+        type Strides = fn(i64, i64) -> (i64, i64);
+        let layouts: [Strides; 3] = [|_, c| (c, 1), |_, c| (c + 3, 1), |r, _| (1, r)];
         let fill = |rows: i64, cols: i64, (rs, cs): (i64, i64)| {
             let mut memory = vec![f64::NAN; 200];
             for r in 0..rows {

@@ -68,8 +68,8 @@ pub struct Gemm {
     pub dtype: Dtype,
     /// Arithmetic.
     pub math: Math,
-    /// The framework allows split-K partial sums in the 16-bit output type.
-    pub reduced_precision_reduction: bool,
+    /// A sum may be split along K (16-bit types; the framework can forbid it).
+    pub split_k: bool,
     /// `torch.use_deterministic_algorithms(True)` is in force.
     pub deterministic: bool,
     /// Rows of D.

@@ -1,0 +1,100 @@
+"""The nine MLPs of the benchmark and how each contender computes them.
+
+Every hidden layer is linear + ReLU, the last layer is linear.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """`inputs -> hidden x depth -> outputs` for `batch` rows."""
+
+    name: str
+    inputs: int
+    hidden: int
+    depth: int
+    outputs: int
+    batch: int
+
+    def layers(self):
+        """(K, N) of every layer, the last one without ReLU."""
+        widths = [self.inputs] + [self.hidden] * self.depth + [self.outputs]
+        return list(zip(widths, widths[1:]))
+
+    def flops(self):
+        """Of one forward pass; a multiply-add counts as two."""
+        return sum(2 * self.batch * k * n for k, n in self.layers())
+
+
+MLPS = [
+    Mlp("tiny-64", 784, 256, 2, 10, 64),
+    Mlp("tiny-256", 784, 256, 2, 10, 256),
+    Mlp("small-128", 512, 512, 3, 128, 128),
+    Mlp("medium3-256", 784, 512, 3, 128, 256),
+    Mlp("medium4-256", 1024, 512, 4, 256, 256),
+    Mlp("large-512", 784, 2048, 4, 1000, 512),
+    Mlp("large-1024", 784, 2048, 4, 1000, 1024),
+    Mlp("xlarge-1024", 2048, 2048, 4, 1000, 1024),
+    Mlp("xlarge6-512", 1024, 4096, 6, 1000, 512),
+]
+
+# Mode -> (dtype, TF32 allowed).
+MODES = {
+    "bf16": (torch.bfloat16, False),
+    "fp16": (torch.float16, False),
+    "tf32": (torch.float32, True),
+    "fp32": (torch.float32, False),
+}
+
+
+def set_mode(mode):
+    """Applies the framework's precision switch; returns the dtype."""
+    dtype, tf32 = MODES[mode]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    return dtype
+
+
+def make(mlp, dtype, device, seed=0):
+    """Input and [(weight, bias)], scaled so that activations stay near 1."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, device=device)
+
+    x = randn(mlp.batch, mlp.inputs).to(dtype)
+    parameters = [
+        ((randn(n, k) * (2.0 / k) ** 0.5).to(dtype), (randn(n) * 0.1).to(dtype))
+        for k, n in mlp.layers()
+    ]
+    return x, parameters
+
+
+def hidden_then_linear(hidden):
+    """A forward pass whose hidden layers are `hidden(x, w, b)`."""
+
+    def forward(x, parameters):
+        for w, b in parameters[:-1]:
+            x = hidden(x, w, b)
+        return F.linear(x, *parameters[-1])
+
+    return forward
+
+
+def eager_layer(x, w, b):
+    return F.relu(F.linear(x, w, b))
+
+
+def act_layer(x, w, b):
+    """What PyTorch has fused: no derivative, 2-D only."""
+    return torch._addmm_activation(b, x, w.t())
+
+
+def fused_layer(x, w, b):
+    return torch.ops.hypatia.fused_linear_relu(x, w, b)
+
+
+LAYERS = {"eager": eager_layer, "act": act_layer, "hypatia": fused_layer}

@@ -1,0 +1,93 @@
+"""Alternated timing: each round times every contender once, so that a drift of
+the machine reaches all of them, and ratios are taken within a round."""
+
+import statistics
+import time
+
+import torch
+
+PLACEMENTS = 6
+
+
+class Captured:
+    """CUDA graphs of one call, timed by events: GPU time without launches.
+
+    The call is captured several times over, each with activations elsewhere in
+    memory, and replayed in turn: one placement alone shifts small models by up
+    to 3 %, the same way in every round.
+    """
+
+    def __init__(self, call, warmups=3):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(warmups):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graphs, self.outputs, self.gaps = [], [], []
+        for placement in range(PLACEMENTS):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.outputs.append(call())
+            self.graphs.append(graph)
+            self.gaps.append(torch.empty((placement + 1) << 17, device="cuda"))
+
+    def microseconds(self, repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for i in range(repeats):
+            self.graphs[i % PLACEMENTS].replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3 / repeats
+
+
+class Wall:
+    """Host wall time per call in a Python loop, synchronised at the end."""
+
+    def __init__(self, call, warmups=5):
+        self.call = call
+        for _ in range(warmups):
+            call()
+        self.synchronize()
+
+    @staticmethod
+    def synchronize():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def microseconds(self, repeats):
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            self.call()
+        self.synchronize()
+        return (time.perf_counter() - start) * 1e6 / repeats
+
+
+def alternate(contenders, rounds, target_us):
+    """{name: [microseconds per round]}; each timing lasts about `target_us`."""
+    first = {name: c.microseconds(2) for name, c in contenders.items()}
+    repeats = {
+        name: PLACEMENTS * max(1, round(target_us / t / PLACEMENTS)) for name, t in first.items()
+    }
+    times = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            times[name].append(contender.microseconds(repeats[name]))
+    return times
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def ratio(times, baseline, name):
+    """Median over rounds of baseline / name: above 1 means `name` is faster."""
+    return median([b / t for b, t in zip(times[baseline], times[name])])
+
+
+def spread(values):
+    """Half the interquartile range over the median."""
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / median(values)

@@ -1,0 +1,122 @@
+"""Everything that needs a GPU, on a machine without Rust.
+
+    python3 tests/gpu/run.py [--sanitize] [--no-cpp]
+
+Needs Python with torch, and what `make build` (or `make gpu-bundle`, stripped,
+to copy elsewhere) left. With CMake and g++ it builds the C++ consumer against
+this machine's LibTorch; with compute-sanitizer it runs our kernels under it.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+
+def python_tests():
+    suite = unittest.defaultTestLoader.discover(str(HERE), pattern="test_*.py")
+    result = unittest.TextTestRunner(verbosity=1, buffer=False).run(suite)
+    bad = len(result.failures) + len(result.errors)
+    return result.testsRun - bad, bad
+
+
+def command(title, arguments, seconds=150, **env):
+    """Runs one program; prints what it said only if it fails."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [str(a) for a in arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **env},
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=seconds)
+        good = process.returncode == 0
+    except subprocess.TimeoutExpired:
+        # Its children too: compute-sanitizer's target outlives it otherwise.
+        os.killpg(process.pid, signal.SIGKILL)
+        said, good = f"no end within {seconds} s\n" + process.communicate()[0], False
+    print(f"{title}: {'ok' if good else 'FAILED'} ({time.monotonic() - start:.0f} s)", flush=True)
+    if not good:
+        print(said if len(said) < 8000 else f"{said[:4000]}\n[...]\n{said[-4000:]}", flush=True)
+    return (1, 0) if good else (0, 1)
+
+
+def rust_tests(torch_dir):
+    """The tch tests, built elsewhere; they use CUDA where there is one."""
+    from support import BUNDLE
+
+    counts = []
+    for binary in sorted(BUNDLE.glob("tch_*")):
+        path = f"{torch_dir}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}"
+        counts.append(command(f"rust {binary.name}", [binary], LD_LIBRARY_PATH=path))
+    return counts
+
+
+def sanitizers():
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not pathlib.Path(tool).exists():
+        print("compute-sanitizer: not on this machine, skipped")
+        return []
+    counts = []
+    for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        arguments = [tool, "--tool", check, "--error-exitcode", "9"]
+        if check in ("racecheck", "synccheck"):
+            # What happens inside a block is judged kernel by kernel.
+            arguments += ["--kernel-name", "kernel_substring=relu_backward"]
+        counts.append(
+            command(
+                f"compute-sanitizer {check}",
+                [*arguments, sys.executable, HERE / "sanitize.py"],
+                # The caching allocator would hide accesses out of bounds, and
+                # timing algorithms would run hundreds of kernels more.
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+                HYPATIA_TUNE="0",
+            )
+        )
+    return counts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sanitize", action="store_true", help="only compute-sanitizer")
+    parser.add_argument("--no-sanitize", action="store_true")
+    parser.add_argument("--no-cpp", action="store_true")
+    options = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-test: expected a CUDA device, got none", file=sys.stderr)
+        return 2
+    import support
+
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {support.LIBRARY}")
+    counts = []
+    if not options.sanitize:
+        torch_dir = pathlib.Path(torch.__file__).parent
+        counts.append(python_tests())
+        counts += rust_tests(torch_dir)
+        if not options.no_cpp:
+            consumer = HERE.parent / "consumer/run.sh"
+            counts.append(
+                command("C++ consumer", ["bash", consumer, sys.executable], HYPATIA_LIBRARY=str(support.LIBRARY))
+            )
+    if not options.no_sanitize:
+        counts += sanitizers()
+    passed, failed = (sum(column) for column in zip(*counts))
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""A run of our own kernels for compute-sanitizer; see run.py."""
+
+import itertools
+
+import torch
+
+from support import fused, fused_backward, operands, oracle
+
+for dtype, (rows, cols) in itertools.product(
+    (torch.float32, torch.float16, torch.bfloat16),
+    [(1, 1), (3, 8), (65, 10), (129, 64), (700, 72), (2050, 33)],
+):
+    x, w, b = operands((rows,), 16, cols, dtype)
+    y = fused(x, w, b)
+    for dy in (torch.randn_like(y), torch.ones((), device="cuda", dtype=dtype).expand_as(y)):
+        for mask in ([True] * 3, [False, False, True], [True, False, False]):
+            grads = fused_backward(dy, x, w, y, mask)
+            oracle.assert_gradients(grads, dy, x, w, y, tensor_cores=True)
+torch.cuda.synchronize()
+print("sanitized run complete")

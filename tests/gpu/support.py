@@ -1,0 +1,47 @@
+"""Loads the library and the oracle that the CPU suite uses too."""
+
+import os
+import pathlib
+import sys
+
+import torch
+import torch.nn.functional as F
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "target/gpu"  # what `make gpu-bundle` leaves
+LIBRARY = pathlib.Path(
+    os.environ.get("HYPATIA_LIBRARY")
+    or next(
+        (p for p in (BUNDLE / "libhypatia.so", ROOT / "target/release/libhypatia.so") if p.exists()),
+        "libhypatia.so",
+    )
+).resolve()
+
+sys.path.insert(0, str(ROOT / "tests/python"))
+import oracle  # noqa: E402
+
+torch.ops.load_library(str(LIBRARY))
+fused = torch.ops.hypatia.fused_linear_relu
+fused_backward = torch.ops.hypatia.fused_linear_relu_backward
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def eager(input, weight, bias=None):
+    return torch.relu(F.linear(input, weight, bias))
+
+
+def operands(leading, k, n, dtype, bias=True, device="cuda", requires_grad=False):
+    """input [*leading, K], weight [N, K], bias [N] or None; normal numbers."""
+
+    def rand(*shape):
+        t = torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
+        return t.requires_grad_(requires_grad)
+
+    return rand(*leading, k), rand(n, k), rand(n) if bias else None
+
+
+def bound_options(dtype):
+    """What the oracle must allow on this device: 16-bit products run on tensor
+    cores, which truncate while they accumulate."""
+    return {"tensor_cores": dtype in HALVES}

@@ -29,6 +29,9 @@ TORCH_DIR = $${LIBTORCH:-$$($(PYTHON) -c "import importlib.util as u, os; print(
 # cmake, ninja and clang-format come as wheels.
 WITH_TOOLS = export PATH="$(CURDIR)/.venv/bin:$$PATH"
 
+# For build_info; see git_revision in build/main.rs.
+export HYPATIA_GIT_REVISION := $(shell git describe --always --abbrev=12 --dirty=+ 2>/dev/null || echo unknown)
+
 .PHONY: help setup build test test-rust test-python test-cpp demo bench gpu-test gpu-bundle \
 	install lint format clean
 

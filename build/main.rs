@@ -28,7 +28,7 @@ fn main() {
     println!("cargo:rustc-env=HYPATIA_LIBTORCH_VERSION={}", torch.version);
     println!("cargo:rustc-env=HYPATIA_CUDA_ARCHS={}", kernels.archs.join(" "));
     println!("cargo:rustc-env=HYPATIA_KERNELS_NOTE={}", kernels.note);
-    println!("cargo:rustc-env=HYPATIA_GIT_REVISION={}", git_revision(&root));
+    println!("cargo:rustc-env=HYPATIA_BUILD_REVISION={}", git_revision(&root));
     // For dependents' build scripts (DEP_HYPATIA_*): they need an rpath too.
     println!("cargo:libtorch_lib={}", torch.lib.display());
     println!("cargo:libtorch_version={}", torch.version);
@@ -36,17 +36,15 @@ fn main() {
 
 /// The short revision, `+` behind it when the tree differs from it; `unknown`
 /// outside a checkout (a crate from the registry).
+///
+/// A commit does not run this script again: that would compile the C++ shim
+/// again. `make` passes the revision in the environment instead, which only
+/// recompiles Rust (`src/build_info.rs`); this is what plain cargo falls back to.
 fn git_revision(root: &Path) -> String {
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    for file in ["HEAD", "logs/HEAD"] {
-        let path = root.join(".git").join(file);
-        if path.exists() {
-            println!("cargo:rerun-if-changed={}", path.display());
-        }
-    }
     match git(&["rev-parse", "--short=12", "HEAD"]) {
         Some(revision) => {
             let dirty = git(&["status", "--porcelain", "-uno"]).is_some_and(|s| !s.is_empty());

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "register",
     "check",
     "composite",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 14] = [
     "meta",
     "autograd",
     "autograd_key",
+    "compiled_autograd",
     "autocast",
     "vmap",
     "dispatch",

@@ -32,12 +32,32 @@ NodePtr<T> make_node() {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
+// The gradients of fused_linear_relu where `mask` asks for them. input and
+// weight may be stand-ins where no wanted gradient reads them.
+variable_list gradients(const at::Tensor& grad_output, const at::Tensor& input,
+                        const at::Tensor& weight, const at::Tensor& output,
+                        std::array<bool, 3> mask);
+
+// Puts a tensor of the right shape, whose elements nobody reads, where input
+// or weight was not saved.
+void complete(at::Tensor& input, at::Tensor& weight, const at::Tensor& output);
+
+// The gradients of fused_linear_relu_backward's grad_output, input, weight and
+// output from those of its three results; undefined means zero.
+variable_list second_gradients(const variable_list& grads,
+                               const at::Tensor& grad_output,
+                               const at::Tensor& input,
+                               const at::Tensor& weight,
+                               const at::Tensor& output,
+                               std::array<bool, 4> mask);
+
 // d fused_linear_relu: edges to input, weight, bias.
 struct FusedLinearReluBackward : public torch::autograd::Node {
-  SavedVariable input;
-  SavedVariable weight;
+  SavedVariable input;   // only if the weight's gradient is wanted
+  SavedVariable weight;  // only if the input's gradient is wanted
   SavedVariable output;
 
+  std::array<bool, 3> mask() const;  // which gradients this run wants
   std::string name() const override { return "FusedLinearReluBackward"; }
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
@@ -56,6 +76,7 @@ struct FusedLinearReluDoubleBackward : public torch::autograd::Node {
   SavedVariable weight;
   SavedVariable output;
 
+  std::array<bool, 4> mask() const;
   std::string name() const override { return "FusedLinearReluDoubleBackward"; }
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;

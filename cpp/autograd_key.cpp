@@ -39,8 +39,14 @@ at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
   if (compute_requires_grad(input, weight, bias)) {
     node = make_node<FusedLinearReluBackward>();
     node->set_next_edges(collect_next_edges(input, weight, bias));
-    node->input = SavedVariable(input, /*is_output=*/false);
-    node->weight = SavedVariable(weight, /*is_output=*/false);
+    // As linear does: what no wanted gradient reads is not kept, so that a
+    // frozen layer frees its input and lets it change.
+    if (node->should_compute_output(1)) {
+      node->input = SavedVariable(input, /*is_output=*/false);
+    }
+    if (node->should_compute_output(0)) {
+      node->weight = SavedVariable(weight, /*is_output=*/false);
+    }
   }
   at::Tensor output = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;

@@ -7,6 +7,8 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 
+#include "cpp/check.h"
+
 namespace hypatia::composite {
 
 at::Tensor flatten_rows(const at::Tensor& t) {
@@ -23,9 +25,17 @@ at::Tensor sum_of(const at::Tensor& a, const at::Tensor& b) {
 
 at::Tensor linear_relu(const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias) {
-  // linear returns a tensor of its own, so its memory is ours to overwrite;
-  // contiguous() copies nothing in any case known, and Meta promises dense.
-  return at::linear(input, weight, bias).relu_().contiguous();
+  const bool has_bias = bias.has_value() && bias->defined();
+  // Two dimensions and a dense bias: otherwise linear may be matmul, then add,
+  // which rounds a 16-bit result twice. What it returns is ours to overwrite.
+  at::Tensor output =
+      at::linear(
+          flatten_rows(input), weight,
+          has_bias ? std::make_optional(bias->contiguous()) : std::nullopt)
+          .relu_()
+          .contiguous();
+  return input.dim() == 2 ? output
+                          : output.view_symint(output_sizes(input, weight));
 }
 
 at::Tensor linear_relu_functional(const at::Tensor& input,

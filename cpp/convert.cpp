@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+#include <torch/version.h>
 
 namespace hypatia {
 namespace {
@@ -23,6 +25,27 @@ std::optional<int64_t> row_stride(const at::Tensor& t) {
   }
   return stride;
 }
+
+// LibTorch's current stream, without a CUDA header or library to link.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
+std::optional<size_t> current_stream(c10::Device device) {
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return reinterpret_cast<size_t>(guard.getStream(device).native_handle());
+}
+#else  // 2.10 has no c10::Stream::native_handle
+std::optional<size_t> current_stream(c10::Device device) {
+  using Get = int32_t (*)(int32_t, void**);
+  static const auto get = [] {
+    void* cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    void* found =
+        cuda ? dlsym(cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Get>(found);
+  }();
+  void* stream = nullptr;
+  if (get == nullptr || get(device.index(), &stream) != 0) return std::nullopt;
+  return reinterpret_cast<size_t>(stream);
+}
+#endif
 
 bool has_unit_stride(const bridge::Matrix& m) {
   const bool by_rows = (m.col_stride == 1 || m.cols == 1) &&
@@ -79,10 +102,9 @@ std::optional<bridge::Call> make_call(const at::Tensor& input) {
   call.deterministic = context.deterministicAlgorithms();
   const c10::Device device = input.device();
   call.device = device.index();
-  // Through the virtual guard: no CUDA header, no CUDA library to link.
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  call.stream =
-      reinterpret_cast<size_t>(guard.getStream(device).native_handle());
+  const auto stream = current_stream(device);
+  if (!stream) return std::nullopt;
+  call.stream = *stream;
   return call;
 }
 

@@ -1,4 +1,5 @@
-// CPU key: ATen's linear, then ReLU in place.
+// CPU key, and every device without a key of its own: ATen's linear, then ReLU
+// in place.
 #include <torch/library.h>
 
 #include "cpp/check.h"
@@ -24,10 +25,17 @@ composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
                                          mask);
 }
 
-TORCH_LIBRARY_IMPL(hypatia, CPU, m) {
+void register_kernels(torch::Library& m) {
   if (!registers_operators()) return;
   m.impl("fused_linear_relu", &fused_linear_relu);
   m.impl("fused_linear_relu_backward", &fused_linear_relu_backward);
+}
+
+TORCH_LIBRARY_IMPL(hypatia, CPU, m) { register_kernels(m); }
+
+// Also what a layout that no device has a kernel for meets: check's sentence.
+TORCH_LIBRARY_IMPL(hypatia, CompositeExplicitAutograd, m) {
+  register_kernels(m);
 }
 
 }  // namespace

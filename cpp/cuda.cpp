@@ -74,8 +74,10 @@ composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
   // The mask kernel reads gradients with any strides: y.sum().backward()
   // brings one with none at all.
   const MatrixView dy = as_matrix(grad_output, /*any_strides=*/true);
-  const MatrixView x = as_matrix(input);
-  const MatrixView w = as_matrix(weight);
+  // Only what a wanted gradient reads: the other may be a stand-in that a
+  // view cannot express, not worth a copy.
+  const MatrixView x = mask[1] ? as_matrix(input) : MatrixView{};
+  const MatrixView w = mask[0] ? as_matrix(weight) : MatrixView{};
   const at::Tensor y = output.contiguous();
   const auto options = input.options();
   const auto wanted = [&](bool want, at::IntArrayRef sizes) {

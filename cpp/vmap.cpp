@@ -2,16 +2,33 @@
 // operations, which have batching rules. Without this vmap would loop.
 #include <torch/library.h>
 
+#include "cpp/check.h"
 #include "cpp/composite.h"
 #include "cpp/register.h"
 
 namespace hypatia {
 namespace {
 
+at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
+                             const std::optional<at::Tensor>& bias) {
+  check_linear_relu(input, weight, bias);
+  return composite::linear_relu_functional(input, weight, bias);
+}
+
+composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
+                                                const at::Tensor& input,
+                                                const at::Tensor& weight,
+                                                const at::Tensor& output,
+                                                std::array<bool, 3> mask) {
+  check_linear_relu_backward(grad_output, input, weight, output);
+  return composite::linear_relu_backward(grad_output, input, weight, output,
+                                         mask);
+}
+
 TORCH_LIBRARY_IMPL(hypatia, FuncTorchBatchedDecomposition, m) {
   if (!registers_operators()) return;
-  m.impl("fused_linear_relu", &composite::linear_relu_functional);
-  m.impl("fused_linear_relu_backward", &composite::linear_relu_backward);
+  m.impl("fused_linear_relu", &fused_linear_relu);
+  m.impl("fused_linear_relu_backward", &fused_linear_relu_backward);
 }
 
 }  // namespace

@@ -66,7 +66,8 @@ pub mod ffi {
         reason: String,
     }
 
-    /// Addresses of a backward call; 0 for what is not wanted.
+    /// Addresses of a backward call; 0 for what is not wanted. `input` counts
+    /// if `grad_weight` is wanted, `weight` if `grad_input` is.
     struct Backward {
         grad_output: Matrix,
         input: Matrix,

@@ -18,7 +18,7 @@ pub fn json() -> String {
         quoted(env!("CARGO_PKG_VERSION")),
         crate::ABI_VERSION,
         quoted(env!("HYPATIA_LIBTORCH_VERSION")),
-        quoted(env!("HYPATIA_GIT_REVISION")),
+        quoted(option_env!("HYPATIA_GIT_REVISION").unwrap_or(env!("HYPATIA_BUILD_REVISION"))),
         archs,
         quoted(env!("HYPATIA_KERNELS_NOTE")),
         cublaslt,

@@ -40,9 +40,9 @@ pub struct Call {
 pub struct Backward {
     /// `[M, N]` gradient of the result, any strides.
     pub grad_output: Matrix,
-    /// `[M, K]`.
+    /// `[M, K]`; counts only for `grad_weight`.
     pub input: Matrix,
-    /// `[N, K]`.
+    /// `[N, K]`; counts only for `grad_input`.
     pub weight: Matrix,
     /// `[M, N]`, dense: the forward result.
     pub output: usize,

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -64,26 +65,36 @@ def rust_tests(torch_dir):
 
 
 def sanitizers():
+    """memcheck over whole operator calls; every check over our kernels alone."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not pathlib.Path(tool).exists():
         print("compute-sanitizer: not on this machine, skipped")
         return []
-    counts = []
-    for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-        arguments = [tool, "--tool", check, "--error-exitcode", "9"]
-        if check in ("racecheck", "synccheck"):
-            # What happens inside a block is judged kernel by kernel.
-            arguments += ["--kernel-name", "kernel_substring=relu_backward"]
-        counts.append(
-            command(
-                f"compute-sanitizer {check}",
-                [*arguments, sys.executable, HERE / "sanitize.py"],
-                # The caching allocator would hide accesses out of bounds, and
-                # timing algorithms would run hundreds of kernels more.
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-                HYPATIA_TUNE="0",
-            )
+    under = lambda check: [tool, "--tool", check, "--error-exitcode", "9"]
+    counts = [
+        command(
+            "compute-sanitizer memcheck, operators",
+            [*under("memcheck"), sys.executable, HERE / "memcheck.py"],
+            # The caching allocator would hide accesses out of bounds, and
+            # timing algorithms would run hundreds of kernels more.
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            HYPATIA_TUNE="0",
         )
+    ]
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not pathlib.Path(nvcc).exists():
+        print("nvcc: not on this machine, so our kernels alone were not sanitized")
+        return counts
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/relu_backward_test"
+        source = HERE / "kernels/relu_backward_test.cu"
+        flags = ["-std=c++17", "-arch=native", "-lineinfo", "-I", HERE.parents[1] / "kernels"]
+        counts.append(command("build kernel test", [nvcc, *flags, "-o", program, source]))
+        counts.append(command("kernel test", [program]))
+        for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+            counts.append(
+                command(f"compute-sanitizer {check}, kernels", [*under(check), program])
+            )
     return counts
 
 

@@ -266,12 +266,12 @@ def test_forward_mode_carries_only_given_tangents():
             assert dual.tangent.shape == dual.primal.shape
 
 
-def test_gradients_of_a_deep_graph():
-    """Nodes are freed without recursion: a long chain does not overflow."""
-    weight = (torch.eye(4) + 0.01).requires_grad_()
+def test_deep_graphs_are_freed():
+    """Without recursion: a long chain must not overflow the stack."""
+    weight = torch.eye(4, requires_grad=True)
     y = rand(2, 4).abs()
-    for _ in range(60000):
-        y = fused(y, weight).clamp(max=1)
+    for _ in range(100_000):
+        y = fused(y, weight)
     del y
 
 

@@ -141,7 +141,10 @@ def test_fake_tensors(dtype, device):
         real = operands(leading, 7, 5, dtype, has_bias)
         real_output = fused(*real)
         with FakeTensorMode():
-            fake = [t if t is None else torch.empty(t.shape, dtype=dtype, device=device) for t in real]
+            fake = [
+                t if t is None else torch.empty(t.shape, dtype=dtype, device=device)
+                for t in real
+            ]
             output = fused(*fake)
             grads = fused_backward(torch.empty_like(output), *fake[:2], output, [1, 0, 1])
         expected = fake[0].device

@@ -65,7 +65,10 @@ def test_one_graph_from_many_threads():
     """Backward of the same output at the same time, its graph retained."""
     leaves, grad_output = operands((33,), 65, 17, requires_grad=True), rand(33, 17)
     output = fused(*leaves)
-    backward = lambda _: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)  # noqa: E731
+
+    def backward(_):
+        return torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
+
     want = backward(None)
     for got in in_threads(backward, range(THREADS)):
         assert all(map(torch.equal, got, want))

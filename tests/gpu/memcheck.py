@@ -1,4 +1,4 @@
-"""A run of our own kernels for compute-sanitizer; see run.py."""
+"""Whole operator calls for compute-sanitizer memcheck; see run.py."""
 
 import itertools
 

@@ -66,4 +66,13 @@ Gradients linear_relu_backward(const at::Tensor& grad_output,
   return {grad_input, grad_weight, grad_bias};
 }
 
+Gradients checked_linear_relu_backward(const at::Tensor& grad_output,
+                                       const at::Tensor& input,
+                                       const at::Tensor& weight,
+                                       const at::Tensor& output,
+                                       std::array<bool, 3> mask) {
+  check_linear_relu_backward(grad_output, input, weight, output);
+  return linear_relu_backward(grad_output, input, weight, output, mask);
+}
+
 }  // namespace hypatia::composite

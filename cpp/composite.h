@@ -34,4 +34,11 @@ Gradients linear_relu_backward(const at::Tensor& grad_output,
                                const at::Tensor& output,
                                std::array<bool, 3> mask);
 
+// The same with the operator's argument checks: a kernel as it is registered.
+Gradients checked_linear_relu_backward(const at::Tensor& grad_output,
+                                       const at::Tensor& input,
+                                       const at::Tensor& weight,
+                                       const at::Tensor& output,
+                                       std::array<bool, 3> mask);
+
 }  // namespace hypatia::composite

@@ -15,20 +15,11 @@ at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
   return composite::linear_relu(input, weight, bias);
 }
 
-composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
-                                                const at::Tensor& input,
-                                                const at::Tensor& weight,
-                                                const at::Tensor& output,
-                                                std::array<bool, 3> mask) {
-  check_linear_relu_backward(grad_output, input, weight, output);
-  return composite::linear_relu_backward(grad_output, input, weight, output,
-                                         mask);
-}
-
 void register_kernels(torch::Library& m) {
   if (!registers_operators()) return;
   m.impl("fused_linear_relu", &fused_linear_relu);
-  m.impl("fused_linear_relu_backward", &fused_linear_relu_backward);
+  m.impl("fused_linear_relu_backward",
+         &composite::checked_linear_relu_backward);
 }
 
 TORCH_LIBRARY_IMPL(hypatia, CPU, m) { register_kernels(m); }

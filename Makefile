@@ -32,7 +32,7 @@ WITH_TOOLS = export PATH="$(CURDIR)/.venv/bin:$$PATH"
 # For build_info; see git_revision in build/main.rs.
 export HYPATIA_GIT_REVISION := $(shell git describe --always --abbrev=12 --dirty=+ 2>/dev/null || echo unknown)
 
-.PHONY: help setup build test test-rust test-python test-cpp demo bench gpu-test gpu-bundle \
+.PHONY: help setup build test test-rust test-python test-cpp test-build demo bench gpu-test gpu-bundle \
 	install lint format clean
 
 help:
@@ -52,7 +52,7 @@ setup: $(SETUP)
 build: $(SETUP)
 	cargo build --release
 
-test: test-rust test-python test-cpp
+test: test-rust test-python test-cpp test-build
 
 test-rust: $(SETUP)
 	cargo test --no-default-features --lib
@@ -64,6 +64,9 @@ test-python: build
 
 test-cpp: build
 	$(WITH_TOOLS); tests/consumer/run.sh "$(PYTHON)"
+
+test-build:
+	tests/build/run.sh
 
 demo: build
 	$(WITH_TOOLS); $(PYTHON) examples/digits/demo.py

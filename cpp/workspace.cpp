@@ -3,9 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <c10/util/Exception.h>
+
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
+#include <vector>
 
 namespace hypatia {
 namespace {
@@ -13,6 +17,7 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::map<std::pair<int32_t, size_t>, at::Tensor> by_stream;
+  std::vector<at::Tensor> outgrown;
 };
 
 Registry& registry() {
@@ -49,13 +54,18 @@ void use_stream_workspace(bridge::Call& call) {
 void grow_stream_workspace(bridge::Call& call, size_t bytes) {
   auto& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  at::Tensor& workspace = all.by_stream[{call.device, call.stream}];
-  if (!workspace.defined() || static_cast<size_t>(workspace.numel()) < bytes) {
-    // A smaller one goes back to the allocator, which reuses it only behind
-    // the work that this stream already has.
-    workspace = at::zeros({static_cast<int64_t>(bytes)}, bytes_on(call));
+  const std::pair<int32_t, size_t> key{call.device, call.stream};
+  const auto found = all.by_stream.find(key);
+  if (found == all.by_stream.end() ||
+      static_cast<size_t>(found->second.numel()) < bytes) {
+    // Entered only once it exists: the allocation may throw.
+    at::Tensor larger =
+        at::zeros({static_cast<int64_t>(bytes)}, bytes_on(call));
+    // Kept: another thread may be about to launch with the smaller one.
+    if (found != all.by_stream.end()) all.outgrown.push_back(found->second);
+    all.by_stream.insert_or_assign(key, std::move(larger));
   }
-  fill_in(call, workspace, /*is_private=*/false);
+  fill_in(call, all.by_stream.at(key), /*is_private=*/false);
 }
 
 at::Tensor use_private_workspace(bridge::Call& call, size_t bytes) {
@@ -63,6 +73,33 @@ at::Tensor use_private_workspace(bridge::Call& call, size_t bytes) {
       at::empty({static_cast<int64_t>(bytes)}, bytes_on(call));
   fill_in(call, workspace, /*is_private=*/true);
   return workspace;
+}
+
+bool bring_workspace(bridge::Call& call, bridge::Report& report,
+                     at::Tensor& lifetime) {
+  const size_t bytes = report.workspace_bytes;
+  try {
+    switch (report.status) {
+      case bridge::Status::NeedsStreamWorkspace:
+        grow_stream_workspace(call, bytes);
+        return true;
+      case bridge::Status::NeedsTuningWorkspace:
+        grow_stream_workspace(call, bytes);
+        lifetime = use_private_workspace(call, bytes);
+        return true;
+      case bridge::Status::NeedsCaptureWorkspace:
+        lifetime = use_private_workspace(call, bytes);
+        return true;
+      default:
+        return false;
+    }
+  } catch (const c10::OutOfMemoryError&) {
+    report.status = bridge::Status::Refused;
+    report.warn = true;
+    report.reason = "no memory for " + std::to_string(bytes >> 20) +
+                    " MiB of scratch on the device";
+    return false;
+  }
 }
 
 }  // namespace hypatia

@@ -9,7 +9,8 @@
 namespace hypatia {
 
 // Calls `run(call)` and brings the workspace it asks for, if any. `run`
-// returns the bridge's Report; the last one is returned.
+// returns the bridge's Report; the last one is returned. Without memory for a
+// workspace the report is a refusal: ATen may need none.
 template <typename Run>
 bridge::Report with_workspace(bridge::Call& call, const Run& run);
 
@@ -22,27 +23,19 @@ void grow_stream_workspace(bridge::Call& call, size_t bytes);
 // Fills in one that lives as long as the returned tensor.
 at::Tensor use_private_workspace(bridge::Call& call, size_t bytes);
 
+// Brings what `report` asks for; `lifetime` holds what is for this call alone.
+// False without the memory for it, with `report` turned into a refusal.
+bool bring_workspace(bridge::Call& call, bridge::Report& report,
+                     at::Tensor& lifetime);
+
 template <typename Run>
 bridge::Report with_workspace(bridge::Call& call, const Run& run) {
   use_stream_workspace(call);
   bridge::Report report = run(call);
+  at::Tensor lifetime;
   // A tuning call may be followed by one for the stream's own workspace.
-  at::Tensor private_workspace;
-  for (int tries = 0; tries < 3; ++tries) {
-    switch (report.status) {
-      case bridge::Status::NeedsStreamWorkspace:
-        grow_stream_workspace(call, report.workspace_bytes);
-        break;
-      case bridge::Status::NeedsTuningWorkspace:
-        grow_stream_workspace(call, report.workspace_bytes);
-        private_workspace = use_private_workspace(call, report.workspace_bytes);
-        break;
-      case bridge::Status::NeedsCaptureWorkspace:
-        private_workspace = use_private_workspace(call, report.workspace_bytes);
-        break;
-      default:
-        return report;
-    }
+  for (int tries = 0; tries < 3 && bring_workspace(call, report, lifetime);
+       ++tries) {
     report = run(call);
   }
   return report;

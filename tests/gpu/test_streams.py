@@ -215,5 +215,30 @@ class Devices(unittest.TestCase):
 
 
 
+class Memory(unittest.TestCase):
+    def test_without_memory_for_scratch_aten_answers(self):
+        code = (
+            "import sys, torch; torch.ops.load_library(sys.argv[1])\n"
+            "x = torch.randn(512, 4096, device='cuda'); w = torch.randn(1000, 4096, device='cuda')\n"
+            "want = torch.relu(x @ w.t())\n"
+            "total = torch.cuda.get_device_properties(0).total_memory\n"
+            "left = torch.cuda.memory_reserved() + (4 << 20)\n"
+            "torch.cuda.set_per_process_memory_fraction(left / total)\n"
+            "for _ in range(3):\n"
+            "    y = torch.ops.hypatia.fused_linear_relu(x, w)\n"
+            "    assert torch.allclose(y, want, rtol=1e-3, atol=1e-2)\n"
+            "torch.cuda.set_per_process_memory_fraction(1.0)\n"
+            "y = torch.ops.hypatia.fused_linear_relu(x, w)\n"
+            "assert torch.allclose(y, want, rtol=1e-3, atol=1e-2)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        told = [line for line in done.stderr.splitlines() if "hypatia::" in line]
+        self.assertEqual(len(told), 1, done.stderr)
+        self.assertIn("no memory for 32 MiB of scratch on the device", told[0])
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -43,7 +43,7 @@ def chain(mlp, mode, args):
             call = lambda forward=forward: forward(x, parameters)
             kind = timing.Captured if args.device == "cuda" else timing.Wall
             contenders[name] = kind(call)
-        rounds = 7 if args.quick else 21
+        rounds = (7 if args.quick else 21) if args.device == "cuda" else 5
         times = timing.alternate(contenders, rounds, 1500 if args.device == "cuda" else 20_000)
     return {
         "part": "chain",

@@ -17,6 +17,8 @@ class Captured:
     to 3 %, the same way in every round.
     """
 
+    granularity = PLACEMENTS  # replays of a round, so that each takes part
+
     def __init__(self, call, warmups=3):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -45,6 +47,8 @@ class Captured:
 class Wall:
     """Host wall time per call in a Python loop, synchronised at the end."""
 
+    granularity = 1
+
     def __init__(self, call, warmups=5):
         self.call = call
         for _ in range(warmups):
@@ -68,9 +72,10 @@ class Wall:
 def alternate(contenders, rounds, target_us):
     """{name: [microseconds per round]}; each timing lasts about `target_us`."""
     first = {name: c.microseconds(2) for name, c in contenders.items()}
-    repeats = {
-        name: PLACEMENTS * max(1, round(target_us / t / PLACEMENTS)) for name, t in first.items()
-    }
+    repeats = {}
+    for name, contender in contenders.items():
+        step = contender.granularity
+        repeats[name] = step * max(1, round(target_us / first[name] / step))
     times = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():

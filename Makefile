@@ -77,7 +77,7 @@ bench: build
 # The library and the Rust test programs, stripped, to copy to another machine.
 gpu-bundle: build
 	export LIBTORCH="$(TORCH_DIR)"; rm -rf target/gpu; mkdir -p target/gpu; \
-	cargo test --features tch --test tch_ops --no-run --message-format=json 2>/dev/null \
+	cargo test --features tch --test tch_ops --no-run --message-format=json \
 		| sed -n 's/.*"executable":"\([^"]*tch_ops-[^"]*\)".*/\1/p' \
 		| xargs -I{} cp {} target/gpu/tch_ops; \
 	cp $(LIBRARY) target/gpu/; strip target/gpu/*; ls -l target/gpu

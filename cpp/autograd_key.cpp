@@ -1,7 +1,6 @@
 // Autograd key: records the node, runs the operator below autograd, carries
 // forward-mode tangents. The same steps as LibTorch's generated kernels.
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/_efficientzerotensor.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
@@ -82,7 +81,10 @@ void set_backward_tangents(const at::Tensor& grad_output,
   const at::Tensor y = primal(output);
   const at::Tensor dy_t = tangent(grad_output);
   const at::Tensor x_t = tangent(input), w_t = tangent(weight);
-  const at::Tensor dz = at::threshold_backward(primal(grad_output), y, 0);
+  at::Tensor dz;  // only the tangents of input and weight need it
+  if (x_t.defined() || w_t.defined()) {
+    dz = at::threshold_backward(primal(grad_output), y, 0);
+  }
   const at::Tensor dz_t =
       dy_t.defined() ? at::threshold_backward(dy_t, y, 0) : at::Tensor();
   const auto set = [](const at::Tensor& of, const at::Tensor& value) {

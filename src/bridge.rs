@@ -1,7 +1,7 @@
 //! The only language boundary: what C++ calls in Rust and Rust in C++. Bodies
 //! translate and guard; every decision is in `plan` and `launch`.
-#![allow(unsafe_code)]
 // Addresses cross here; each block says who checked them.
+#![allow(unsafe_code)]
 // cxx's generated items; the declarations below are documented.
 #![allow(missing_docs, clippy::missing_safety_doc)]
 

@@ -17,8 +17,6 @@ pub struct Device {
     handle: LtHandle,
     /// Streaming multiprocessors.
     pub multiprocessors: i64,
-    /// Compute capability, 90 for 9.0.
-    pub capability: u32,
     /// cuBLASLt may use this much scratch memory.
     pub gemm_workspace_limit: usize,
     /// Our kernels; empty where none was built for this device.
@@ -62,7 +60,6 @@ impl Device {
             cublaslt,
             handle,
             multiprocessors: i64::from(multiprocessors),
-            capability,
             gemm_workspace_limit: gemm_workspace_limit(capability),
             modules,
         })

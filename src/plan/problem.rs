@@ -92,14 +92,6 @@ pub struct Gemm {
     pub epilogue: Epilogue,
 }
 
-impl Gemm {
-    /// Multiply-adds count as two.
-    #[must_use]
-    pub fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
-    }
-}
-
 impl fmt::Display for Gemm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let op = |operand: &Operand| if operand.transposed { 't' } else { 'n' };

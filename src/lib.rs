@@ -23,6 +23,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`error`] | the one error type; its text is user interface |
+//! | [`graph`] | the graph optimizer: plain data |
 //! | [`plan`] | problems, checks, grids, the plan cache; no CUDA, no LibTorch |
 //! | [`launch`] | cuBLASLt and our kernels on LibTorch's stream |
 //! | [`bridge`] | the cxx bridge to `cpp/` |
@@ -38,6 +39,7 @@ pub mod build_info;
 #[cfg(feature = "libtorch")]
 pub mod capi;
 pub mod error;
+pub mod graph;
 #[cfg(feature = "libtorch")]
 pub mod launch;
 pub mod plan;

@@ -1,0 +1,3 @@
+//! The graph optimizer: plain data, no CUDA, no LibTorch.
+
+pub mod extract;

@@ -23,8 +23,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`error`] | the one error type; its text is user interface |
-//! | [`graph`] | the graph optimizer: plain data |
 //! | [`plan`] | problems, checks, grids, the plan cache; no CUDA, no LibTorch |
+//! | [`graph`] | the optimizer of TorchScript graphs: records in, steps out |
 //! | [`launch`] | cuBLASLt and our kernels on LibTorch's stream |
 //! | [`bridge`] | the cxx bridge to `cpp/` |
 //! | [`build_info`] | what this build is |

@@ -1,0 +1,116 @@
+//! Every guard of every rule is needed: without it, some block comes out wrong.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use super::builder::Builder;
+use super::interpreter::same;
+use super::random::difference;
+use super::session;
+use crate::graph::rules::RULES;
+
+/// Guards whose absence no result of the interpreter can show, and why.
+const ELSEWHERE: [(&str, &str); 5] = [
+    ("fold_batch_norm/constant", "a fold of what trains would go stale: tested on LibTorch"),
+    ("linear_relu/weight", "the operator would refuse the dtype or layout: tested on LibTorch"),
+    ("linear_relu/bias", "the operator would refuse the bias: tested on LibTorch"),
+    ("relu_from_clamp/training", "only the gradient at exactly 0 differs: tested on LibTorch"),
+    ("merge_parallel/readers", "readers that mind strides: tested on LibTorch"),
+];
+
+/// Blocks for guards that random ones seldom meet.
+fn aimed(guard: &str) -> Option<Builder> {
+    let mut b = Builder::new(true);
+    let y = match guard {
+        "fold_batch_norm/evaluation" => {
+            let x = b.input(&[6, 4]);
+            let sizes = b.ints(&[-1, 4]);
+            let x = b.node("aten::view", &[x, sizes]);
+            let y = b.linear(x, 4, 4);
+            b.batch_norm(y, 4, true)
+        }
+        "fold_batch_norm/rank" => {
+            let x = b.input(&[2, 4, 4]);
+            let y = b.linear(x, 4, 4);
+            b.batch_norm(y, 4, false)
+        }
+        "transposed/matrix" => {
+            // A vector's transpose is itself, so t(t(v)) = v still holds; of
+            // three dimensions numpy's reverses all.
+            return None;
+        }
+        "linear_from_matmul/matrix" => return None,
+        "relu_past_max_pool/padding" => return None,
+        "fold_through_cat/last dimension" => {
+            let (x, v) = (b.input(&[2, 8]), b.input(&[2, 4]));
+            let y = b.linear(x, 4, 8);
+            let y = b.cat(&[y, v], 0);
+            b.linear(y, 2, 4)
+        }
+        "fold_input_shift/columns" | "fold_input_scale/columns" => {
+            let x = b.input(&[3, 1]);
+            let (c, one) = (b.parameter(&[4]), b.int(1));
+            let y = if guard.starts_with("fold_input_shift") {
+                b.node("aten::add", &[x, c, one])
+            } else {
+                b.node("aten::mul", &[x, c])
+            };
+            b.linear(y, 2, 4)
+        }
+        "relu_of_nonnegative/nonnegative" => {
+            let x = b.input(&[3, 4]);
+            let y = b.layer(x, 4, 4);
+            let c = b.float(-1.0);
+            let y = b.node("aten::mul", &[y, c]);
+            b.relu(y)
+        }
+        _ => return None,
+    };
+    Some(b.returns(&[y]))
+}
+
+/// Guards that only decide whether a rewrite pays.
+const COSTS: [&str; 2] = ["fold_linears/operations", "fold_through_cat/operations"];
+
+#[test]
+fn every_guard_is_needed() {
+    let mut idle = vec![];
+    for rule in RULES {
+        for guard in rule.guards {
+            let name = format!("{}/{guard}", rule.name);
+            if COSTS.contains(&name.as_str()) || ELSEWHERE.iter().any(|(other, _)| *other == name) {
+                continue;
+            }
+            let shown = match aimed(&name) {
+                Some(builder) => {
+                    let with = session().optimize(builder.block.clone()).expect("well-formed");
+                    assert_eq!(same(&builder, &with), Ok(()), "{name}");
+                    let mut without = session().without_guard(&name);
+                    match without.optimize(builder.block.clone()) {
+                        Ok(edits) => {
+                            let compare = AssertUnwindSafe(|| same(&builder, &edits).is_err());
+                            catch_unwind(compare).unwrap_or(true)
+                                || without.report().stop_reason.starts_with("unsound")
+                        }
+                        Err(_) => true,
+                    }
+                }
+                // A wrong graph may also trip the interpreter.
+                None => (0..20_000).any(|seed| {
+                    catch_unwind(|| difference(seed, Some(&name)).is_some()).unwrap_or(true)
+                }),
+            };
+            if !shown {
+                idle.push(name);
+            }
+        }
+    }
+    assert_eq!(idle, Vec::<String>::new(), "guards that nothing misses");
+}
+
+#[test]
+fn names_are_unique_and_sketched() {
+    for (n, rule) in RULES.iter().enumerate() {
+        assert!(rule.sketch.len() > 20, "{}", rule.name);
+        assert!(RULES[..n].iter().all(|other| other.name != rule.name), "{}", rule.name);
+    }
+}

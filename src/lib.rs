@@ -39,6 +39,8 @@ pub mod build_info;
 pub mod capi;
 pub mod error;
 #[cfg(feature = "libtorch")]
+mod graph_stub;
+#[cfg(feature = "libtorch")]
 pub mod launch;
 pub mod plan;
 #[cfg(feature = "tch")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 28] = [
     "register",
     "check",
     "composite",
@@ -21,11 +21,27 @@ const SOURCES: [&str; 15] = [
     "vmap",
     "dispatch",
     "handles",
+    "graph/optimize",
+    "graph/module",
+    "graph/method",
+    "graph/attributes",
+    "graph/functional",
+    "graph/facts",
+    "graph/aliases",
+    "graph/escapes",
+    "graph/kinds",
+    "graph/payload",
+    "graph/export",
+    "graph/apply",
+    "graph/fold",
 ];
+
+/// Every file with a cxx bridge.
+const BRIDGES: [&str; 2] = ["src/bridge.rs", "src/bridge/graph.rs"];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {
-    let mut build = cxx_build::bridge("src/bridge.rs");
+    let mut build = cxx_build::bridges(BRIDGES);
     for name in SOURCES {
         build.file(root.join(format!("cpp/{name}.cpp")));
     }
@@ -47,7 +63,9 @@ pub fn compile(root: &Path, torch: &LibTorch) {
     for folder in ["cpp", "include"] {
         println!("cargo:rerun-if-changed={}", root.join(folder).display());
     }
-    println!("cargo:rerun-if-changed=src/bridge.rs");
+    for bridge in BRIDGES {
+        println!("cargo:rerun-if-changed={bridge}");
+    }
 
     // Nothing in Rust refers to the static initialisers that register the
     // operators; without whole-archive the linker drops them silently.

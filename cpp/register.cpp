@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "cpp/graph/optimize.h"
 #include "hypatia/src/bridge.rs.h"
 
 namespace hypatia {
@@ -36,6 +37,11 @@ TORCH_LIBRARY_FRAGMENT(hypatia, m) {
       "weight, Tensor output, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
       compliant);
   m.def("build_info() -> str", &build_info, compliant);
+  // Boxed: no typed call can pass `Any`.
+  m.def("optimize(Any module) -> Any",
+        torch::CppFunction::makeFromBoxedFunction<&optimize>());
+  m.def("explain(Any module) -> str",
+        torch::CppFunction::makeFromBoxedFunction<&explain>());
 }
 
 }  // namespace

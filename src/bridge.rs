@@ -5,6 +5,8 @@
 // cxx's generated items; the declarations below are documented.
 #![allow(missing_docs, clippy::missing_safety_doc)]
 
+pub mod graph;
+
 use crate::build_info;
 use crate::error::{guarded, Error};
 use crate::launch::exec::{self, Backward, Call};

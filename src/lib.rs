@@ -41,6 +41,8 @@ pub mod capi;
 pub mod error;
 pub mod graph;
 #[cfg(feature = "libtorch")]
+mod graph_stub;
+#[cfg(feature = "libtorch")]
 pub mod launch;
 pub mod plan;
 #[cfg(feature = "tch")]

@@ -42,7 +42,9 @@ pub mod ffi {
         /// The payload below is the value of a compile-time constant.
         known: bool,
         /// Int, and Bool as 0 or 1.
+        #[cxx_name = "int_"]
         int: i64,
+        #[cxx_name = "float_"]
         float: f64,
         ints: Vec<i64>,
         /// `c10::ScalarType`; -1 unknown. A fact, never a recorded hint.
@@ -78,6 +80,8 @@ pub mod ffi {
         kind: String,
         /// `Tensor`, `Scalar`, …; empty if there is none.
         overload: String,
+        /// A node with blocks of its own (If, Loop) also lists here what those
+        /// use from outside.
         inputs: Vec<u32>,
         outputs: Vec<u32>,
         /// May be removed, moved or repeated: no side effect, and nothing
@@ -125,13 +129,17 @@ pub mod ffi {
         op: String,
         inputs: Vec<u32>,
         ints: Vec<i64>,
+        #[cxx_name = "float_"]
         float: f64,
         dtype: i32,
     }
 
-    /// Every use of `old` becomes a use of `new`.
+    /// Every use of `old` becomes a use of `new`; the inputs of steps are
+    /// meant as they are.
     struct Replacement {
+        #[cxx_name = "old_"]
         old: u32,
+        #[cxx_name = "new_"]
         new: u32,
     }
 
@@ -178,3 +186,5 @@ pub mod ffi {
         fn dot(self: &Session) -> String;
     }
 }
+
+use crate::graph_stub::{new_session, Session};

@@ -1,0 +1,161 @@
+#include "cpp/graph/method.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/lower_tuples.h>
+#include <torch/csrc/jit/passes/peephole.h>
+
+#include <array>
+#include <vector>
+
+#include "cpp/graph/apply.h"
+#include "cpp/graph/attributes.h"
+#include "cpp/graph/export.h"
+#include "cpp/graph/facts.h"
+#include "cpp/graph/functional.h"
+#include "cpp/graph/kinds.h"
+
+namespace hypatia::graph {
+namespace {
+
+// Inlining takes graphs in which an active autocast may have put casts; those
+// would stay in the module when autocast is off again.
+class WithoutAutocast {
+ public:
+  WithoutAutocast() {
+    for (size_t i = 0; i < devices_.size(); ++i) {
+      enabled_[i] = at::autocast::is_autocast_enabled(devices_[i]);
+      at::autocast::set_autocast_enabled(devices_[i], false);
+    }
+  }
+  ~WithoutAutocast() {
+    for (size_t i = 0; i < devices_.size(); ++i) {
+      at::autocast::set_autocast_enabled(devices_[i], enabled_[i]);
+    }
+  }
+  WithoutAutocast(const WithoutAutocast&) = delete;
+  WithoutAutocast& operator=(const WithoutAutocast&) = delete;
+
+ private:
+  std::array<at::DeviceType, 2> devices_ = {at::kCPU, at::kCUDA};
+  std::array<bool, 2> enabled_{};
+};
+
+// What TorchScript's own executor does first, in its order.
+void prepare(std::shared_ptr<jit::Graph>& graph) {
+  jit::Inline(*graph);
+  jit::PeepholeOptimize(graph, /*disable_shape_peepholes=*/true);
+  jit::ConstantPropagationImmutableTypes(graph);
+  jit::LowerSimpleTuples(graph);
+}
+
+// A reason to leave the whole method alone.
+std::string obstacle(const jit::Block* block) {
+  for (const jit::Node* node : block->nodes()) {
+    if (node->kind() == jit::prim::Enter) {
+      return "it has a with statement, whose bounds operators must not cross";
+    }
+    for (const jit::Block* nested : node->blocks()) {
+      auto reason = obstacle(nested);
+      if (!reason.empty()) return reason;
+    }
+  }
+  return "";
+}
+
+class BlockOptimizer {
+ public:
+  BlockOptimizer(const Facts& facts, bridge::Session& session)
+      : facts_(facts), session_(session) {}
+
+  void visit(jit::Block* block, const std::string& name) {
+    const auto exported = export_block(block, name, facts_);
+    const auto edits = session_.optimize_block(exported.record);
+    if (edits.changed) {
+      apply(block, exported, edits);
+      changed = true;
+    }
+    size_t ifs = 0;
+    size_t loops = 0;
+    for (jit::Node* node : block->nodes()) {
+      if (has_foreign_blocks(node)) {
+        session_.note_skipped(
+            rust::String::lossy(name),
+            rust::String::lossy("the body of " +
+                                std::string(node->kind().toQualString()) +
+                                " is run elsewhere"));
+      } else if (node->kind() == jit::prim::If) {
+        const auto inner = name + "/if." + std::to_string(++ifs);
+        visit(node->blocks()[0], inner + "/then");
+        visit(node->blocks()[1], inner + "/else");
+      } else if (node->kind() == jit::prim::Loop) {
+        visit(node->blocks()[0],
+              name + "/loop." + std::to_string(++loops) + "/body");
+      }
+    }
+  }
+
+  bool changed = false;
+
+ private:
+  const Facts& facts_;
+  bridge::Session& session_;
+};
+
+bool on_cpu(const jit::Module& module) {
+  for (const auto& tensor : module.parameters()) {
+    if (!tensor.is_cpu()) return false;
+  }
+  return true;
+}
+
+std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
+                                      const std::string& name,
+                                      jit::Graph& original,
+                                      bridge::Session& session) {
+  auto graph = original.copy();
+  prepare(graph);
+  const auto reason = obstacle(graph->block());
+  TORCH_CHECK(reason.empty(), reason);
+  const Attributes attributes(*graph, module);
+  const auto notes = functionalize(*graph, attributes, name, on_cpu(module));
+  const Facts facts(graph, attributes);
+  BlockOptimizer blocks(facts, session);
+  blocks.visit(graph->block(), name);
+  for (const auto& note : notes.refused) {
+    session.note_skipped(rust::String::lossy(note.where),
+                         rust::String::lossy(note.what));
+  }
+  // An operator made functional wins nothing by itself.
+  if (!blocks.changed) return nullptr;
+  graph->lint();
+  for (const auto& note : notes.rewritten) {
+    session.note_rewrite(rust::String::lossy(note.what),
+                         rust::String::lossy(note.where));
+  }
+  // Numbers its values anew, so that the text of a graph does not tell how it
+  // came about.
+  return graph->copy();
+}
+
+}  // namespace
+
+std::shared_ptr<jit::Graph> optimize_method(const jit::Module& module,
+                                            const std::string& name,
+                                            jit::Graph& original,
+                                            bridge::Session& session) {
+  const WithoutAutocast without_autocast;
+  std::string reason;
+  try {
+    return optimized(module, name, original, session);
+  } catch (const c10::Error& error) {
+    reason = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  session.note_skipped(rust::String::lossy(name), rust::String::lossy(reason));
+  return nullptr;
+}
+
+}  // namespace hypatia::graph

@@ -41,8 +41,6 @@ pub mod capi;
 pub mod error;
 pub mod graph;
 #[cfg(feature = "libtorch")]
-mod graph_stub;
-#[cfg(feature = "libtorch")]
 pub mod launch;
 pub mod plan;
 #[cfg(feature = "tch")]

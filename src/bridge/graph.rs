@@ -187,4 +187,4 @@ pub mod ffi {
     }
 }
 
-use crate::graph_stub::{new_session, Session};
+use super::session::{new_session, Session};

@@ -354,6 +354,8 @@ impl<'a> Writer<'a> {
             Op::Native { kind, .. } => (StepKind::Make((*kind).into()), inputs),
             Op::Fold(fold) => {
                 let dtype = self.imported.graph[class].data.dtype.unwrap_or(dtypes::FLOAT);
+                // A fill's argument only says which dtype it takes.
+                let inputs = if matches!(fold, Fold::Fill(..)) { vec![] } else { inputs };
                 (fold_step(fold, dtype), inputs)
             }
             Op::Mlp { relu_last } => {

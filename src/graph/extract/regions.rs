@@ -118,7 +118,10 @@ fn replace(graph: &mut Graph, entry: Entry, region: Region, steps: &mut Steps) -
         Entry::Class(entry) => entry == class,
         Entry::Option(id) => graph.opts[id].children.binary_search(&class).is_ok(),
     });
-    let solved = search::solve(&part, steps);
+    // A hard region must leave steps for a bound on the whole.
+    let mut share = steps.split(4);
+    let solved = search::solve(&part, &mut share);
+    steps.join(share);
     if solved.lower_bound < solved.cost {
         return false;
     }

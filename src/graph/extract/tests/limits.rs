@@ -112,3 +112,21 @@ fn never_dearer_than_the_start() {
         assert!(alone.lower_bound <= best.cost && alone.cost >= best.cost);
     }
 }
+
+#[test]
+fn a_region_that_was_not_solved_leaves_the_bound_alone() {
+    // The cover lies below one option of a class that has another.
+    let mut rng = Rng(5);
+    for steps in [500, 2_000, 8_000, 32_000] {
+        let mut hard = cover(&mut rng, 36, 18);
+        hard.roots = vec![hard.classes.len()];
+        hard.classes.push(vec![choice(1.0, &[0]), choice(100_000.0, &[])]);
+        let best = extract(&hard, &Limits::default()).unwrap();
+        assert!(best.exact);
+        let answer = extract(&hard, &Limits { steps, start: None }).unwrap();
+        assert_valid(&hard, &answer);
+        println!("{steps} steps: {} to {}, {}", answer.lower_bound, answer.cost, best.cost);
+        assert!(answer.lower_bound <= best.cost && best.cost <= answer.cost);
+        assert!(!answer.exact || answer.cost == best.cost);
+    }
+}

@@ -66,6 +66,8 @@ pub struct Data {
     pub absorbs_relu: bool,
     /// Values of the block that are equal to this class.
     pub values: Vec<u32>,
+    /// Those of its leaves.
+    pub given: Vec<u32>,
 }
 
 impl Data {
@@ -131,7 +133,7 @@ impl Analysis<Term> for Facts {
     fn make(graph: &mut Graph, term: &Term, _: Id) -> Data {
         let arg = |i: usize| term.args.get(i).map(|id| &graph[*id].data);
         match &term.op {
-            Op::Leaf(value) => leaf(&graph.analysis.block, *value),
+            Op::Leaf(value) => Data { given: vec![*value], ..leaf(&graph.analysis.block, *value) },
             Op::Num(num) => Data { num: Some(num.clone()), ..Data::default() },
             Op::List => Data::default(),
             Op::Fold(fold) => {
@@ -146,6 +148,7 @@ impl Analysis<Term> for Facts {
                     bakeable: false,
                     absorbs_relu: false,
                     values: vec![],
+                    given: vec![],
                     ..x
                 }
             }
@@ -182,14 +185,16 @@ impl Analysis<Term> for Facts {
         // only if neither is asked for one, so the stricter fact stays.
         to.needs_grad |= from.needs_grad;
         to.absorbs_relu |= from.absorbs_relu;
-        for value in from.values {
-            if !to.values.contains(&value) {
-                to.values.push(value);
-            }
-        }
-        to.values.sort_unstable();
+        join(&mut to.values, from.values);
+        join(&mut to.given, from.given);
         DidMerge(*to != before, *to != other)
     }
+}
+
+fn join(to: &mut Vec<u32>, from: Vec<u32>) {
+    to.extend(from);
+    to.sort_unstable();
+    to.dedup();
 }
 
 /// Joins what two equal classes know of one thing; a disagreement means that
@@ -297,6 +302,7 @@ fn native(graph: &Graph, kind: &str, term: &Term, args: &[&Data]) -> Data {
         nonneg: false,
         absorbs_relu: false,
         values: vec![],
+        given: vec![],
         ..x.clone()
     };
     let known = |i: usize| args.get(i).and_then(|data| data.int());

@@ -24,6 +24,8 @@ pub struct Imported {
     pub terms: Vec<Option<Term>>,
     /// Evaluation-mode dropouts that were dropped: node numbers.
     pub identities: BTreeSet<usize>,
+    /// Nodes that nothing needs: they go, draws excepted.
+    pub dead: BTreeSet<usize>,
     /// Known operators that stayed, and why.
     pub skipped: Vec<(usize, String)>,
     /// Uses of each value by nodes and as a result.
@@ -46,6 +48,7 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
         class_of: vec![None; count],
         terms: vec![None; block.nodes.len()],
         identities: BTreeSet::new(),
+        dead: dead(&block),
         skipped: vec![],
         uses,
         block: Arc::clone(&block),
@@ -82,6 +85,21 @@ fn scalar(value: &Value) -> Option<Num> {
         _ => return None,
     };
     Some(num)
+}
+
+/// Nodes that could become terms and whose results nothing needs.
+fn dead(block: &Block) -> BTreeSet<usize> {
+    let mut needed: HashSet<u32> = block.outputs.iter().copied().collect();
+    let mut dead = BTreeSet::new();
+    for (n, node) in block.nodes.iter().enumerate().rev() {
+        let known = ops::lookup(&node.kind).filter(|known| node.movable && !known.random);
+        if known.is_none() || node.outputs.iter().any(|value| needed.contains(value)) {
+            needed.extend(&node.inputs);
+        } else {
+            dead.insert(n);
+        }
+    }
+    dead
 }
 
 /// Every value is made once, before its uses. Returns how often each is used.
@@ -141,6 +159,9 @@ impl Imported {
             matches!(block.values[*value as usize].origin, Origin::Parameter | Origin::Constant)
         };
         if !node.outputs.is_empty() && node.outputs.iter().all(fixed) {
+            return;
+        }
+        if self.dead.contains(&index) {
             return;
         }
         match self.term(index, node) {
@@ -238,7 +259,7 @@ impl Imported {
 
     /// Whether node `n` stays where it is.
     pub fn is_wall(&self, n: usize) -> bool {
-        self.terms[n].is_none() && !self.identities.contains(&n)
+        self.terms[n].is_none() && !self.identities.contains(&n) && !self.dead.contains(&n)
     }
 
     /// Which of the block's nodes its results, or nodes that stay, need.
@@ -252,6 +273,24 @@ impl Imported {
             }
         }
         live
+    }
+
+    /// Whether something outside holds one of `values` that shares no memory
+    /// with any of the given values `given`.
+    pub fn hands_out(&self, values: &[u32], given: &[u32]) -> bool {
+        let record = |value: &u32| &self.block.values[*value as usize];
+        values.iter().map(record).any(|value| {
+            let tensor = value.kind == ValueKind::Tensor && value.escapes;
+            tensor && !given.iter().map(record).any(|given| given.storage == value.storage)
+        })
+    }
+
+    /// Whether two classes must not become one, although they are equal: a
+    /// given value would be handed out in place of a fresh one.
+    pub fn keeps_apart(&self, a: Id, b: Id) -> bool {
+        let (a, b) = (&self.graph[a].data, &self.graph[b].data);
+        !a.given.is_empty() && self.hands_out(&b.values, &a.given)
+            || !b.given.is_empty() && self.hands_out(&a.values, &b.given)
     }
 
     /// Original uses of all values that a class stands for.

@@ -172,7 +172,7 @@ impl Search {
 
     fn union(&mut self, imported: &mut Imported, a: Id, b: Id) {
         let pair = (imported.graph.find(a), imported.graph.find(b));
-        if pair.0 != pair.1 && self.seen.insert(pair) {
+        if pair.0 != pair.1 && !imported.keeps_apart(pair.0, pair.1) && self.seen.insert(pair) {
             imported.graph.union(pair.0, pair.1);
         }
     }

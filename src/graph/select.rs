@@ -9,7 +9,6 @@ use super::cost::Costs;
 use super::extract::{extract, Choice, Limits, Problem, RESOLUTION};
 use super::import::Imported;
 use super::language::{Op, Term};
-use super::records::ValueKind;
 
 /// One term for each class that is needed.
 #[derive(Debug)]
@@ -85,11 +84,15 @@ pub fn select(imported: &Imported, costs: &Costs<'_>) -> Result<Selected, String
     }
     problem.roots = needed.into_iter().collect();
 
-    // The block as it came: the first of its nodes in each class.
-    let given =
-        |term: &Term| original.contains_key(term) || matches!(term.op, Op::Leaf(_) | Op::Num(_));
-    let start: Vec<Option<usize>> =
-        terms.iter().map(|options| options.iter().position(given)).collect();
+    // The block as it came: what is given, else the first node of each class.
+    let start: Vec<Option<usize>> = terms
+        .iter()
+        .map(|options| {
+            let given = |term: &Term| matches!(term.op, Op::Leaf(_) | Op::Num(_));
+            let first = options.iter().position(given);
+            first.or_else(|| options.iter().position(|term| original.contains_key(term)))
+        })
+        .collect();
     let extraction = extract(&problem, &Limits { start: Some(start), ..Limits::default() })
         .map_err(|error| error.to_string())?;
     let chosen = extraction
@@ -114,20 +117,9 @@ pub fn originals(imported: &Imported) -> HashMap<Term, usize> {
 
 /// Whether something outside holds a value of this class that was not, before,
 /// some given value or a view of it: handing out the given one would let the
-/// holder write into it.
+/// holder write into it. The search does not join such classes (`keeps_apart`);
+/// this is for those that came equal.
 fn must_be_fresh(imported: &Imported, class: Id) -> bool {
-    let values = &imported.block.values;
     let data = &imported.graph[class].data;
-    let given: Vec<u32> = imported.graph[class]
-        .nodes
-        .iter()
-        .filter_map(|term| match term.op {
-            Op::Leaf(value) => Some(values[value as usize].storage),
-            _ => None,
-        })
-        .collect();
-    !given.is_empty()
-        && data.values.iter().map(|value| &values[*value as usize]).any(|value| {
-            value.kind == ValueKind::Tensor && value.escapes && !given.contains(&value.storage)
-        })
+    !data.given.is_empty() && imported.hands_out(&data.values, &data.given)
 }

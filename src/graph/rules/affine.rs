@@ -233,8 +233,11 @@ pub(super) const LINEARS: Rule = Rule {
             return;
         }
         let Some(outer) = layer(site, &site.term.args) else { return };
-        for inner in layers(site, outer.x) {
-            if !same_dtype(site, inner.w, outer.w) || !starts_here(site, &inner) {
+        for (variant, inner) in layers(site, outer.x).enumerate() {
+            // Long chains are folded from their start, which finds every fold
+            // in linear time; inside a chain only so many are tried.
+            let few = variant < VARIANTS || layers(site, inner.x).next().is_none();
+            if !same_dtype(site, inner.w, outer.w) || !few {
                 continue;
             }
             let (before, after) = (inner.n * inner.k + outer.n * outer.k, outer.n * inner.k);
@@ -252,15 +255,11 @@ pub(super) const LINEARS: Rule = Rule {
     },
 };
 
+/// Forms of one layer that the next is folded into.
+const VARIANTS: usize = 4;
+
 fn same_dtype(site: &Site<'_>, a: Id, b: Id) -> bool {
     site.data(a).dtype == site.data(b).dtype && site.data(a).dtype.is_some_and(dtypes::fused)
-}
-
-/// Long chains are folded from their start, which finds every fold in linear
-/// time; inside a chain only layers as they came are folded.
-fn starts_here(site: &Site<'_>, inner: &Layer) -> bool {
-    let computed = |id| site.graph()[id].nodes.iter().any(|term| matches!(term.op, Op::Fold(_)));
-    layers(site, inner.x).next().is_none() || !computed(inner.w)
 }
 
 /// `w·b₁ + b₂` where either may be missing.

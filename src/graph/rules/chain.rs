@@ -16,6 +16,10 @@ pub const SKETCH: &str = "fused_mlp is defined as these layers one after the oth
 /// Ways through one chain that are tried (several where layers have variants).
 const WAYS: usize = 16;
 
+/// Layers behind one whose input is there already: further on, doing it twice
+/// is not considered (else every such place would make all longer chains).
+const REPEATED: usize = 8;
+
 /// One layer of a chain: weight, bias.
 type Layers = Vec<(Id, Id)>;
 
@@ -43,12 +47,20 @@ pub fn find(context: &Context<'_>) -> Vec<(Id, Found)> {
         }
     }
     let continues = |class: Id| {
-        // Its only reader is a layer, and the values it stands for are read
-        // once. A last layer without ReLU cannot be followed by another.
+        // Its only reader is a layer, in whatever forms. A last layer without
+        // ReLU cannot be followed by another.
         let readers = next.get(&class);
-        readers.is_some_and(|readers| readers.iter().all(|r| *r == readers[0]))
-            && context.imported.uses_of(class) <= 1
-            && layers(context, class).any(ends_in_relu)
+        let one_reader = if graph[class].data.values.is_empty() {
+            readers.is_some_and(|readers| readers.iter().all(|r| *r == readers[0]))
+        } else {
+            readers.is_some() && context.imported.uses_of(class) <= 1
+        };
+        one_reader && layers(context, class).any(ends_in_relu)
+    };
+    // Its input is read otherwise too: a ReLU instead of the layer would do.
+    let half_done = |class: Id| {
+        let relus = graph[class].nodes.iter().filter(|term| term.op == Op::Relu);
+        relus.map(|term| graph.find(term.args[0])).any(|input| !passes(input))
     };
     let mut found = vec![];
     for &class in &classes {
@@ -58,6 +70,8 @@ pub fn find(context: &Context<'_>) -> Vec<(Id, Found)> {
         for last in layers(context, class) {
             let mut ways: Vec<(Id, Layers, bool)> =
                 vec![(last.args[0], pairs(last), ends_in_relu(last))];
+            // Ways that end before a ReLU whose input is read anyway.
+            let mut ended: Vec<(Id, Layers, bool)> = vec![];
             // Grown backwards until no way grows.
             loop {
                 let mut grown = vec![];
@@ -78,6 +92,12 @@ pub fn find(context: &Context<'_>) -> Vec<(Id, Found)> {
                         grown.push((x, layers_after, relu));
                         continue;
                     }
+                    if half_done(x) {
+                        ended.push((x, layers_after.clone(), relu));
+                        if layers_after.len() >= REPEATED {
+                            continue;
+                        }
+                    }
                     more = true;
                     if let [only] = before[..] {
                         // Lists are kept back to front: growing is cheap.
@@ -97,7 +117,7 @@ pub fn find(context: &Context<'_>) -> Vec<(Id, Found)> {
                     break;
                 }
             }
-            for (x, back_to_front, relu_last) in ways {
+            for (x, back_to_front, relu_last) in ways.into_iter().chain(ended) {
                 if back_to_front.len() < 2 {
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! Layers that read the same input → one layer and slices of its result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egg::{Id, Language};
 
@@ -50,33 +50,69 @@ pub(super) const PARALLEL: Rule = Rule {
         if group.len() < 2 {
             return;
         }
-        let mut recipe = Recipe::default();
-        let column = |n: usize| -> Vec<Arg> { group.values().map(|t| t.args[n].into()).collect() };
-        let w = recipe.fold(Fold::Cat0, column(1));
-        let b = if site.data(site.arg(2)).is_none() {
-            recipe.num(Num::None)
-        } else {
-            recipe.fold(Fold::Cat0, column(2))
-        };
-        let merged = recipe.add(op, [x.into(), w, b]);
-        let last = recipe.num(Num::Int(-1));
-        let one = recipe.num(Num::Int(1));
-        let mut start = 0;
-        let mut results = vec![];
-        for (class, term) in &group {
-            let Some((n, _)) = site.data(term.args[1]).matrix() else { return };
-            let from = recipe.num(Num::Int(start));
-            let to = recipe.num(Num::Int(start + n));
-            let Arg::New(slice) = recipe.native("aten::slice", [merged, last, from, to, one])
-            else {
-                return;
-            };
-            results.push((*class, slice));
-            start += n;
+        for members in subsets(site, &group.into_iter().collect::<Vec<_>>()) {
+            found.extend(merged(site, &op, x, &members));
         }
-        found.push(Found::Several(recipe, results));
     },
 };
+
+/// Some members may not be needed once other rules have had their way. So: all
+/// subsets of a small group; of a large one the whole and the part that no
+/// other member was computed from.
+fn subsets(site: &Site<'_>, group: &[(Id, Term)]) -> Vec<Vec<(Id, Term)>> {
+    const SMALL: usize = 5;
+    if group.len() <= SMALL {
+        let masks = (0..1u32 << group.len()).rev().filter(|mask| mask.count_ones() > 1);
+        let chosen = |mask: u32| {
+            let members = group.iter().enumerate().filter(move |(n, _)| mask & 1 << n != 0);
+            members.map(|(_, member)| member.clone()).collect()
+        };
+        return masks.map(chosen).collect();
+    }
+    let graph = site.graph();
+    let members: BTreeSet<Id> = group.iter().map(|(class, _)| *class).collect();
+    let read: BTreeSet<Id> = members
+        .iter()
+        .flat_map(|class| &graph[*class].nodes)
+        .flat_map(|term| &term.args)
+        .map(|id| graph.find(*id))
+        .filter(|id| members.contains(id))
+        .collect();
+    let ends: Vec<_> = group.iter().filter(|(class, _)| !read.contains(class)).cloned().collect();
+    let mut out = vec![group.to_vec()];
+    if (2..group.len()).contains(&ends.len()) {
+        out.push(ends);
+    }
+    out
+}
+
+/// The layer of all members, and each of them as a slice of it.
+fn merged(site: &Site<'_>, op: &Op, x: Id, group: &[(Id, Term)]) -> Option<Found> {
+    let mut recipe = Recipe::default();
+    let column = |n: usize| -> Vec<Arg> { group.iter().map(|(_, t)| t.args[n].into()).collect() };
+    let w = recipe.fold(Fold::Cat0, column(1));
+    let b = if site.data(site.arg(2)).is_none() {
+        recipe.num(Num::None)
+    } else {
+        recipe.fold(Fold::Cat0, column(2))
+    };
+    let merged = recipe.add(op.clone(), [x.into(), w, b]);
+    let last = recipe.num(Num::Int(-1));
+    let one = recipe.num(Num::Int(1));
+    let mut start = 0;
+    let mut results = vec![];
+    for (class, term) in group {
+        let Some((n, _)) = site.data(term.args[1]).matrix() else { return None };
+        let from = recipe.num(Num::Int(start));
+        let to = recipe.num(Num::Int(start + n));
+        let Arg::New(slice) = recipe.native("aten::slice", [merged, last, from, to, one]) else {
+            return None;
+        };
+        results.push((*class, slice));
+        start += n;
+    }
+    Some(Found::Several(recipe, results))
+}
 
 /// Same dtype, bias or none like the site's layer, constant weights.
 fn like(site: &Site<'_>, term: &Term) -> bool {

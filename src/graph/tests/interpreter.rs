@@ -35,12 +35,10 @@ pub struct Run {
     pub draws: usize,
 }
 
-struct Machine<'a> {
-    builder: &'a Builder,
+struct Machine {
     items: HashMap<u32, Item>,
     memory: usize,
     draws: usize,
-    training: bool,
 }
 
 /// Runs the original.
@@ -48,9 +46,26 @@ pub fn run(builder: &Builder, training: bool) -> Result<Run, String> {
     let mut machine = Machine::new(builder, training);
     let block = &builder.block;
     for node in &block.nodes {
-        machine.execute(block, &node.kind, &node.inputs, &node.outputs, &HashMap::new())?;
+        machine.execute(&node.kind, &node.inputs, &node.outputs, &HashMap::new())?;
     }
     machine.finish(block, &HashMap::new())
+}
+
+/// Writes the sizes of one run into the block, as tracing does.
+pub fn record(builder: &mut Builder) -> Result<(), String> {
+    let mut machine = Machine::new(builder, false);
+    for node in &builder.block.nodes {
+        machine.execute(&node.kind, &node.inputs, &node.outputs, &HashMap::new())?;
+    }
+    let shapes: Vec<(u32, Vec<i64>)> = machine
+        .items
+        .iter()
+        .filter_map(|(value, item)| Some((*value, tensor(item).ok()?.shape)))
+        .collect();
+    for (value, shape) in shapes {
+        builder.block.values[value as usize].hint = Some(shape);
+    }
+    Ok(())
 }
 
 /// Runs the replacement, and checks that it is in order.
@@ -68,9 +83,9 @@ pub fn run_edits(builder: &Builder, edits: &Edits, training: bool) -> Result<Run
     machine.finish(block, &renamed)
 }
 
-impl<'a> Machine<'a> {
-    fn new(builder: &'a Builder, training: bool) -> Self {
-        let mut machine = Self { builder, items: HashMap::new(), memory: 0, draws: 0, training };
+impl Machine {
+    fn new(builder: &Builder, training: bool) -> Self {
+        let mut machine = Self { items: HashMap::new(), memory: 0, draws: 0 };
         let mut numbers: Vec<_> = (0..builder.block.values.len() as u32).collect();
         numbers.sort_unstable();
         for number in numbers {
@@ -113,7 +128,7 @@ impl<'a> Machine<'a> {
         let item = match &step.kind {
             StepKind::Keep => {
                 let node = &block.nodes[step.node as usize];
-                return self.execute(block, &node.kind, &node.inputs, &node.outputs, renamed);
+                return self.execute(&node.kind, &node.inputs, &node.outputs, renamed);
             }
             StepKind::Int(v) => Item::Number(*v as f64),
             StepKind::Float(v) => Item::Number(*v),
@@ -121,10 +136,10 @@ impl<'a> Machine<'a> {
             StepKind::None => Item::None,
             StepKind::Ints(v) => Item::Ints(v.clone()),
             StepKind::Tensors | StepKind::OptionalTensors => {
-                return self.execute(block, "prim::ListConstruct", &step.inputs, &[result], &none)
+                return self.execute("prim::ListConstruct", &step.inputs, &[result], &none)
             }
             StepKind::Make(kind) => {
-                return self.execute(block, kind, &step.inputs, &[result], &none);
+                return self.execute(kind, &step.inputs, &[result], &none);
             }
             StepKind::Fold { op, ints, float, .. } => {
                 let inputs: Result<Vec<Tensor>, String> =
@@ -139,7 +154,6 @@ impl<'a> Machine<'a> {
 
     fn execute(
         &mut self,
-        block: &Block,
         kind: &str,
         inputs: &[u32],
         outputs: &[u32],
@@ -148,7 +162,6 @@ impl<'a> Machine<'a> {
         if matches!(kind, "prim::Constant" | "prim::GetAttr") {
             return Ok(());
         }
-        let _ = block;
         let args: Vec<Item> =
             inputs.iter().map(|v| self.get(*v, renamed)).collect::<Result<_, _>>()?;
         let item = self.apply(kind, &args).map_err(|error| format!("{kind}: {error}"))?;
@@ -190,7 +203,6 @@ impl<'a> Machine<'a> {
     }
 
     fn finish(self, block: &Block, renamed: &HashMap<u32, u32>) -> Result<Run, String> {
-        let _ = (self.builder, self.training);
         let mut run = Run { outputs: vec![], memory: vec![], draws: self.draws };
         for &output in &block.outputs {
             match self.get(output, renamed)? {
@@ -280,7 +292,13 @@ fn compute(kind: &str, args: &[Item]) -> Result<Tensor, String> {
                     broadcast(&product, &map(x?, |v| v * beta), |a, b| a + b)
                 }
                 "aten::matmul" | "aten::mm" => matmul(&x?, &tensor(&args[1])?),
-                "aten::t" => Ok(transpose(&x?)),
+                "aten::t" => {
+                    let x = x?;
+                    Ok(if x.shape.len() == 2 { transpose(&x) } else { x })
+                }
+                "aten::transpose" => {
+                    swap(&x?, number(&args[1])? as usize, number(&args[2])? as usize)
+                }
                 "aten::batch_norm" => batch_norm(&x?, args),
                 "aten::view" | "aten::reshape" => match &args[1] {
                     Item::Ints(sizes) => reshape(x?, sizes),
@@ -388,11 +406,19 @@ fn linear(x: &Tensor, w: &Tensor, b: &Item) -> Result<Tensor, String> {
     let y = matmul(x, &transpose(w))?;
     match b {
         Item::None => Ok(y),
+        // As the operators insist, and aten::linear does for some inputs.
+        b if tensor(b)?.shape != [w.shape[0]] => Err("the bias is not [N]".into()),
         b => broadcast(&y, &tensor(b)?, |a, b| a + b),
     }
 }
 
 fn matmul(x: &Tensor, a: &Tensor) -> Result<Tensor, String> {
+    if let &[k] = &a.shape[..] {
+        let column = Tensor { shape: vec![k, 1], data: a.data.clone() };
+        let mut y = matmul(x, &column)?;
+        y.shape.pop();
+        return Ok(y);
+    }
     let (&[k, n], Some(&last)) = (&a.shape[..], x.shape.last()) else {
         return Err("not a matrix".into());
     };
@@ -416,6 +442,28 @@ fn transpose(x: &Tensor) -> Tensor {
     let (r, c) = (x.shape[0] as usize, x.shape[1] as usize);
     let data = (0..r * c).map(|n| x.data[n % r * c + n / r]).collect();
     Tensor { shape: vec![x.shape[1], x.shape[0]], data }
+}
+
+fn swap(x: &Tensor, a: usize, b: usize) -> Result<Tensor, String> {
+    let mut shape = x.shape.clone();
+    if a.max(b) >= shape.len() {
+        return Err("dimensions".into());
+    }
+    let strides: Vec<usize> =
+        (0..shape.len()).map(|d| shape[d + 1..].iter().product::<i64>() as usize).collect();
+    shape.swap(a, b);
+    let mut moved = strides.clone();
+    moved.swap(a, b);
+    let count = x.data.len();
+    let at = |flat: usize| {
+        let (mut rest, mut index) = (flat, 0);
+        for d in (0..shape.len()).rev() {
+            index += rest % shape[d] as usize * moved[d];
+            rest /= shape[d] as usize;
+        }
+        index
+    };
+    Ok(Tensor { data: (0..count).map(|n| x.data[at(n)]).collect(), shape: shape.clone() })
 }
 
 fn reshape(x: Tensor, sizes: &[i64]) -> Result<Tensor, String> {

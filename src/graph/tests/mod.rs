@@ -3,9 +3,11 @@
 
 mod builder;
 mod corpus;
+mod dag;
 mod interpreter;
 mod limits;
 mod mutants;
+mod orders;
 mod random;
 
 use super::records::{Block, Edits, Options};

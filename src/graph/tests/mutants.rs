@@ -9,7 +9,9 @@ use super::session;
 use crate::graph::rules::RULES;
 
 /// Guards whose absence no result of the interpreter can show, and why.
-const ELSEWHERE: [(&str, &str); 5] = [
+const ELSEWHERE: [(&str, &str); 7] = [
+    ("linear_from_addmm/bias", "what fuses or folds refuses such a bias as well"),
+    ("linear_from_matmul/matrix", "what fuses refuses such a weight as well"),
     ("fold_batch_norm/constant", "a fold of what trains would go stale: tested on LibTorch"),
     ("linear_relu/weight", "the operator would refuse the dtype or layout: tested on LibTorch"),
     ("linear_relu/bias", "the operator would refuse the bias: tested on LibTorch"),
@@ -34,12 +36,12 @@ fn aimed(guard: &str) -> Option<Builder> {
             b.batch_norm(y, 4, false)
         }
         "transposed/matrix" => {
-            // A vector's transpose is itself, so t(t(v)) = v still holds; of
-            // three dimensions numpy's reverses all.
-            return None;
+            // Two swaps of three dimensions are not the identity.
+            let x = b.input(&[2, 3, 4]);
+            let (zero, one, two) = (b.int(0), b.int(1), b.int(2));
+            let y = b.node("aten::transpose", &[x, zero, one]);
+            b.node("aten::transpose", &[y, one, two])
         }
-        "linear_from_matmul/matrix" => return None,
-        "relu_past_max_pool/padding" => return None,
         "fold_through_cat/last dimension" => {
             let (x, v) = (b.input(&[2, 8]), b.input(&[2, 4]));
             let y = b.linear(x, 4, 8);
@@ -68,8 +70,10 @@ fn aimed(guard: &str) -> Option<Builder> {
     Some(b.returns(&[y]))
 }
 
-/// Guards that only decide whether a rewrite pays.
-const COSTS: [&str; 2] = ["fold_linears/operations", "fold_through_cat/operations"];
+/// Guards that only decide whether a rewrite pays; the last one states what
+/// costs decide anyway, because a draw made twice would be wrong.
+const COSTS: [&str; 3] =
+    ["fold_linears/operations", "fold_through_cat/operations", "relu_past_dropout/one user"];
 
 #[test]
 fn every_guard_is_needed() {

@@ -61,7 +61,12 @@ pub fn block(seed: u64) -> Option<Builder> {
                 (b.node(kind, &pair), m, k)
             }
             13 => {
-                let c = if b.below(2) == 0 { b.parameter(&[k]) } else { b.float(-1.5) };
+                let c = match b.below(4) {
+                    0 => b.float(-1.5),
+                    1 => b.parameter(&[m, 1]),
+                    2 => b.parameter(&[1]),
+                    _ => b.parameter(&[k]),
+                };
                 (b.node("aten::mul", &[x, c]), m, k)
             }
             14 => (b.batch_norm(x, k, false), m, k),
@@ -156,7 +161,7 @@ fn random_blocks_compute_the_same() {
 }
 
 /// What a person needs to see of a failing seed.
-fn describe(seed: u64) -> String {
+pub fn describe(seed: u64) -> String {
     let Some(b) = block(seed) else { return String::new() };
     let nodes = b.block.nodes.iter().filter(|n| !n.kind.starts_with("prim::Con"));
     let mut text: Vec<String> =

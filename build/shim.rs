@@ -5,17 +5,24 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 22] = [
     "register",
     "check",
+    "check_mlp",
+    "mlp",
     "composite",
+    "composite_mlp",
     "convert",
     "workspace",
     "cpu",
     "cuda",
+    "cuda_mlp",
+    "report",
     "meta",
     "autograd",
     "autograd_key",
+    "autograd_mlp",
+    "autograd_key_mlp",
     "compiled_autograd",
     "autocast",
     "vmap",

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 22] = [
+const SOURCES: [&str; 23] = [
     "register",
     "check",
     "check_mlp",
@@ -26,6 +26,7 @@ const SOURCES: [&str; 22] = [
     "compiled_autograd",
     "autocast",
     "vmap",
+    "trace",
     "dispatch",
     "handles",
 ];

@@ -38,16 +38,9 @@ std::vector<size_t> addresses(const at::Tensor& whole,
   return result;
 }
 
-// Two parts, each as large as the largest of the given sizes at its turn: one
-// is written while the other is read.
-MlpLayout two_buffers(int64_t rows, int64_t even, int64_t odd,
-                      size_t itemsize) {
-  return MlpLayout(rows, {even, odd}, itemsize);
-}
-
 // Runs the layers with the hidden results at the given addresses; false where
-// ATen must. `bias_copies` and `weight_copies` live until the launches are on
-// the stream, whose order then keeps their memory.
+// ATen must. Copies live until the launches are on the stream, whose order
+// then keeps their memory.
 bool run_layers(bridge::Call& call, const at::Tensor& input,
                 at::TensorList weights, const Biases& biases, bool relu_last,
                 const std::vector<size_t>& hidden, const at::Tensor& output) {
@@ -82,13 +75,15 @@ at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
   if (!call || !has_elements(input, weights)) {
     return composite::mlp(input, weights, biases, relu_last);
   }
+  // Hidden results lie in two buffers in turn: one is written while the other
+  // is read.
   int64_t widest[2] = {0, 0};
   for (size_t i = 0; i + 1 < weights.size(); ++i) {
     widest[i % 2] = std::max(widest[i % 2], weights[i].size(0));
   }
   const MlpLayout layout =
-      two_buffers(input.numel() / input.size(-1), widest[0], widest[1],
-                  input.element_size());
+      MlpLayout(input.numel() / input.size(-1), {widest[0], widest[1]},
+                input.element_size());
   const at::Tensor buffers =
       weights.size() > 1 ? at::empty_symint({layout.total}, input.options())
                          : at::Tensor();
@@ -155,7 +150,7 @@ struct BackwardMemory {
       if (!last) on_the_way = std::max(on_the_way, width);
     }
     const MlpLayout layout =
-        two_buffers(rows, masked, on_the_way, input.element_size());
+        MlpLayout(rows, {masked, on_the_way}, input.element_size());
     scratch = at::empty_symint({layout.total}, options);
     parts = addresses(scratch, layout.offsets);
   }

@@ -20,8 +20,7 @@ std::vector<bool> vector_of(const c10::List<bool>& list) {
 
 }  // namespace
 
-MlpMask::MlpMask(std::vector<bool> bits)
-    : bits_(std::move(bits)), lowest_(0) {
+MlpMask::MlpMask(std::vector<bool> bits) : bits_(std::move(bits)), lowest_(0) {
   if (input()) return;
   while (lowest_ < layers() && !weight(lowest_) && !bias(lowest_)) ++lowest_;
 }

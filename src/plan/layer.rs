@@ -282,7 +282,7 @@ mod tests {
         let mut h = machine.read(input);
         for (i, pair) in WIDTHS.windows(2).enumerate() {
             let weight = machine.matrix(pair[1], pair[0], i as i64 + 1);
-            let bias = (i % 2 == 0).then(|| machine.matrix(1, pair[1], 3).data);
+            let bias = (i % 2 == 1).then(|| machine.matrix(1, pair[1], 3).data);
             let last = i + 2 == WIDTHS.len();
             let own = machine.room(ROWS * pair[1]);
             let output = if last || keep { own } else { turns[i % 2] };

@@ -2,8 +2,9 @@
 
     python benches/bench.py [--quick] [--modes bf16,fp32] [--json FILE]
 
-Parts: `chain` (the nine MLPs as a chain of single operators, captured in a
-CUDA graph, against eager and torch._addmm_activation) and `single` (one
+Parts: `chain` (the nine MLPs as a chain of single operators and as one call of
+fused_mlp, captured in a CUDA graph, against eager and torch._addmm_activation;
+the one call in wall time too, against eager's and the chain's) and `single` (one
 operator call, wall time, against eager's linear + relu). Without a GPU both
 are wall times on the CPU.
 """
@@ -36,15 +37,20 @@ def chain(mlp, mode, args):
     """One MLP: medians per contender and ratios to ours."""
     dtype = models.set_mode(mode)
     x, parameters = models.make(mlp, dtype, args.device)
-    contenders = {}
+    forwards = {name: models.hidden_then_linear(layer) for name, layer in models.LAYERS.items()}
+    forwards["mlp"] = models.whole_mlp
+    calls = {name: lambda f=f: f(x, parameters) for name, f in forwards.items()}
+    cuda = args.device == "cuda"
+    rounds = (7 if args.quick else 21) if cuda else 5
+    target = 1500 if cuda else 20_000
     with torch.no_grad():
-        for name, layer in models.LAYERS.items():
-            forward = models.hidden_then_linear(layer)
-            call = lambda forward=forward: forward(x, parameters)
-            kind = timing.Captured if args.device == "cuda" else timing.Wall
-            contenders[name] = kind(call)
-        rounds = (7 if args.quick else 21) if args.device == "cuda" else 5
-        times = timing.alternate(contenders, rounds, 1500 if args.device == "cuda" else 20_000)
+        kind = timing.Captured if cuda else timing.Wall
+        contenders = {name: kind(call) for name, call in calls.items()}
+        times = timing.alternate(contenders, rounds, target)
+        wall = times
+        if cuda:
+            contenders = {name: timing.Wall(call) for name, call in calls.items()}
+            wall = timing.alternate(contenders, rounds, target)
     return {
         "part": "chain",
         "model": mlp.name,
@@ -53,6 +59,10 @@ def chain(mlp, mode, args):
         "spread": {name: timing.spread(values) for name, values in times.items()},
         "eager_over_ours": timing.ratio(times, "eager", "hypatia"),
         "act_over_ours": timing.ratio(times, "act", "hypatia"),
+        "eager_over_mlp": timing.ratio(times, "eager", "mlp"),
+        "wall_us": {name: timing.median(values) for name, values in wall.items()},
+        "wall_eager_over_mlp": timing.ratio(wall, "eager", "mlp"),
+        "wall_ours_over_mlp": timing.ratio(wall, "hypatia", "mlp"),
         "tflops": mlp.flops() / timing.median(times["hypatia"]) * 1e-6,
     }
 
@@ -103,7 +113,10 @@ def main():
     parts = args.parts.split(",")
     if "chain" in parts:
         print(f"\nchain of single operators, {'captured' if cuda else 'wall'}, us (median)")
-        print(f"{'model':13}{'mode':6}{'eager':>9}{'act':>9}{'ours':>9}{'eager/ours':>12}{'act/ours':>10}{'TFLOP/s':>9}")
+        print(
+            f"{'model':13}{'mode':6}{'eager':>9}{'act':>9}{'ours':>9}{'mlp':>9}{'eager/ours':>12}"
+            f"{'act/ours':>10}{'eager/mlp':>11}{'TFLOP/s':>9}{'wall: mlp':>11}{'eager/mlp':>11}{'ours/mlp':>10}"
+        )
         mlps = models.MLPS[:5] if args.quick and not cuda else models.MLPS
         for mode in modes:
             for mlp in mlps:
@@ -112,7 +125,9 @@ def main():
                 us = row["us"]
                 print(
                     f"{mlp.name:13}{mode:6}{us['eager']:9.2f}{us['act']:9.2f}{us['hypatia']:9.2f}"
-                    f"{row['eager_over_ours']:12.3f}{row['act_over_ours']:10.3f}{row['tflops']:9.1f}",
+                    f"{us['mlp']:9.2f}{row['eager_over_ours']:12.3f}{row['act_over_ours']:10.3f}"
+                    f"{row['eager_over_mlp']:11.3f}{row['tflops']:9.1f}{row['wall_us']['mlp']:11.2f}"
+                    f"{row['wall_eager_over_mlp']:11.3f}{row['wall_ours_over_mlp']:10.3f}",
                     flush=True,
                 )
     if "single" in parts:

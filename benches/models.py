@@ -97,4 +97,10 @@ def fused_layer(x, w, b):
     return torch.ops.hypatia.fused_linear_relu(x, w, b)
 
 
+def whole_mlp(x, parameters):
+    """All layers in one call."""
+    weights, biases = zip(*parameters)
+    return torch.ops.hypatia.fused_mlp(x, weights, biases)
+
+
 LAYERS = {"eager": eager_layer, "act": act_layer, "hypatia": fused_layer}

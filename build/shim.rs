@@ -5,20 +5,28 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 28] = [
+const SOURCES: &[&str] = &[
     "register",
     "check",
+    "check_mlp",
+    "mlp",
     "composite",
+    "composite_mlp",
     "convert",
     "workspace",
     "cpu",
     "cuda",
+    "cuda_mlp",
+    "report",
     "meta",
     "autograd",
     "autograd_key",
+    "autograd_mlp",
+    "autograd_key_mlp",
     "compiled_autograd",
     "autocast",
     "vmap",
+    "trace",
     "dispatch",
     "handles",
     "graph/optimize",

@@ -11,8 +11,16 @@ bool supported(at::ScalarType type) {
          type == at::kBFloat16;
 }
 
-// A dense floating-point tensor of a supported dtype.
-void check_kind(const char* op, const char* name, const at::Tensor& t) {
+}  // namespace
+
+namespace checks {
+
+std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.text;
+  return name.index < 0 ? out : out << '[' << name.index << ']';
+}
+
+void check_kind(const char* op, const Name& name, const at::Tensor& t) {
   TORCH_CHECK(t.defined(), "hypatia::", op, ": expected a tensor for ", name,
               ", got none");
   TORCH_CHECK(t.layout() == at::kStrided, "hypatia::", op,
@@ -22,7 +30,7 @@ void check_kind(const char* op, const char* name, const at::Tensor& t) {
               t.scalar_type());
 }
 
-void check_like_input(const char* op, const char* name, const at::Tensor& t,
+void check_like_input(const char* op, const Name& name, const at::Tensor& t,
                       const at::Tensor& input) {
   check_kind(op, name, t);
   TORCH_CHECK(t.scalar_type() == input.scalar_type(), "hypatia::", op,
@@ -33,11 +41,27 @@ void check_like_input(const char* op, const char* name, const at::Tensor& t,
               t.device());
 }
 
-// Compares without a guard where both are plain numbers, with one (that a
-// symbolic tracer may rely on) where they are not.
 bool same_size(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);
 }
+
+void check_result_shape(const char* op, const Name& name, const at::Tensor& t,
+                        const at::Tensor& input, const at::Tensor& weight) {
+  check_like_input(op, name, t, input);
+  const auto expected = output_sizes(input, weight);
+  bool same = t.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; same && i < expected.size(); ++i) {
+    same = same_size(t.sym_size(static_cast<int64_t>(i)), expected[i]);
+  }
+  TORCH_CHECK(same, "hypatia::", op, ": expected ", name, " of shape ",
+              c10::SymIntArrayRef(expected), ", got ", t.sym_sizes());
+}
+
+}  // namespace checks
+
+using namespace checks;
+
+namespace {
 
 void check_input_and_weight(const char* op, const at::Tensor& input,
                             const at::Tensor& weight) {
@@ -51,19 +75,6 @@ void check_input_and_weight(const char* op, const at::Tensor& input,
               "hypatia::", op, ": expected weight of shape [N, ",
               input.sym_size(-1), "] for input ", input.sym_sizes(), ", got ",
               weight.sym_sizes());
-}
-
-// [*, N] with the leading sizes of input.
-void check_result_shape(const char* op, const char* name, const at::Tensor& t,
-                        const at::Tensor& input, const at::Tensor& weight) {
-  check_like_input(op, name, t, input);
-  const auto expected = output_sizes(input, weight);
-  bool same = t.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) {
-    same = same_size(t.sym_size(static_cast<int64_t>(i)), expected[i]);
-  }
-  TORCH_CHECK(same, "hypatia::", op, ": expected ", name, " of shape ",
-              c10::SymIntArrayRef(expected), ", got ", t.sym_sizes());
 }
 
 }  // namespace

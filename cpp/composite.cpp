@@ -23,19 +23,36 @@ at::Tensor sum_of(const at::Tensor& a, const at::Tensor& b) {
   return b.defined() ? a.add(b) : a;
 }
 
-at::Tensor linear_relu(const at::Tensor& input, const at::Tensor& weight,
-                       const std::optional<at::Tensor>& bias) {
+namespace {
+
+// Two dimensions and a dense bias: otherwise linear may be matmul, then add,
+// which rounds a 16-bit result twice. What it returns is ours to overwrite.
+at::Tensor linear_of_rows(const at::Tensor& input, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias) {
   const bool has_bias = bias.has_value() && bias->defined();
-  // Two dimensions and a dense bias: otherwise linear may be matmul, then add,
-  // which rounds a 16-bit result twice. What it returns is ours to overwrite.
-  at::Tensor output =
-      at::linear(
-          flatten_rows(input), weight,
-          has_bias ? std::make_optional(bias->contiguous()) : std::nullopt)
-          .relu_()
-          .contiguous();
+  return at::linear(
+      flatten_rows(input), weight,
+      has_bias ? std::make_optional(bias->contiguous()) : std::nullopt);
+}
+
+at::Tensor dense_result(const at::Tensor& rows, const at::Tensor& input,
+                        const at::Tensor& weight) {
+  const at::Tensor output = rows.contiguous();
   return input.dim() == 2 ? output
                           : output.view_symint(output_sizes(input, weight));
+}
+
+}  // namespace
+
+at::Tensor plain_linear(const at::Tensor& input, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& bias) {
+  return dense_result(linear_of_rows(input, weight, bias), input, weight);
+}
+
+at::Tensor linear_relu(const at::Tensor& input, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias) {
+  return dense_result(linear_of_rows(input, weight, bias).relu_(), input,
+                      weight);
 }
 
 at::Tensor linear_relu_functional(const at::Tensor& input,

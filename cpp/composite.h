@@ -18,6 +18,10 @@ at::Tensor flatten_rows(const at::Tensor& t);
 // a + b where either may be undefined, meaning zero.
 at::Tensor sum_of(const at::Tensor& a, const at::Tensor& b);
 
+// linear(input, weight, bias), dense.
+at::Tensor plain_linear(const at::Tensor& input, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& bias);
+
 // relu(linear(input, weight, bias)), dense.
 at::Tensor linear_relu(const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias);

@@ -4,6 +4,7 @@
 
 #include "cpp/check.h"
 #include "cpp/composite.h"
+#include "cpp/composite_mlp.h"
 #include "cpp/register.h"
 
 namespace hypatia {
@@ -15,11 +16,28 @@ at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
   return composite::linear_relu(input, weight, bias);
 }
 
+at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
+                     const Biases& biases, bool relu_last) {
+  check_mlp(input, weights, biases);
+  return composite::mlp(input, weights, biases, relu_last);
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
+                                                     at::TensorList weights,
+                                                     const Biases& biases,
+                                                     bool relu_last) {
+  check_mlp(input, weights, biases);
+  return composite::mlp_forward(input, weights, biases, relu_last);
+}
+
 void register_kernels(torch::Library& m) {
   if (!registers_operators()) return;
   m.impl("fused_linear_relu", &fused_linear_relu);
   m.impl("fused_linear_relu_backward",
          &composite::checked_linear_relu_backward);
+  m.impl("fused_mlp", &fused_mlp);
+  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_backward", &composite::checked_mlp_backward);
 }
 
 TORCH_LIBRARY_IMPL(hypatia, CPU, m) { register_kernels(m); }

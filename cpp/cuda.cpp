@@ -4,36 +4,15 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include <mutex>
-#include <set>
-#include <string>
-
 #include "cpp/check.h"
 #include "cpp/composite.h"
 #include "cpp/convert.h"
 #include "cpp/register.h"
+#include "cpp/report.h"
 #include "cpp/workspace.h"
 
 namespace hypatia {
 namespace {
-
-// True if the work is done. Otherwise ATen's turn: silently where that is by
-// design, with one warning a reason where something is missing or failed.
-bool done(const char* op, const bridge::Report& report) {
-  if (report.status == bridge::Status::Done) return true;
-  if (report.warn) {
-    static std::mutex mutex;
-    static auto* const told = new std::set<std::string>;
-    const std::string reason(report.reason);
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (told->insert(reason).second) {
-      TORCH_WARN("hypatia::", op,
-                 ": expected to run its own CUDA path, got: ", reason,
-                 "; ATen computes it instead, slower");
-    }
-  }
-  return false;
-}
 
 at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias) {
@@ -49,10 +28,11 @@ at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
   const at::Tensor b = has_bias ? bias->contiguous() : at::Tensor();
   const at::Tensor output =
       at::empty_symint(output_sizes(input, weight), input.options());
+  const bridge::Layer layer{w.matrix, has_bias ? address(b) : 0,
+                            address(output), /*relu=*/true};
   const bridge::Report report =
       with_workspace(*call, [&](const bridge::Call& c) {
-        return bridge::linear_relu(c, x.matrix, w.matrix,
-                                   has_bias ? address(b) : 0, address(output));
+        return bridge::linear_relu(c, x.matrix, layer);
       });
   if (done("fused_linear_relu", report)) return output;
   return composite::linear_relu(input, weight, bias);
@@ -90,17 +70,16 @@ composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
   const auto optional_address = [](const at::Tensor& t) {
     return t.defined() ? address(t) : 0;
   };
-  const bridge::Backward backward{dy.matrix,
-                                  x.matrix,
-                                  w.matrix,
-                                  address(y),
-                                  optional_address(masked),
-                                  optional_address(grad_input),
-                                  optional_address(grad_weight),
-                                  optional_address(grad_bias)};
+  const bridge::LayerBackward layer{x.matrix,
+                                    w.matrix,
+                                    address(y),
+                                    optional_address(masked),
+                                    optional_address(grad_input),
+                                    optional_address(grad_weight),
+                                    optional_address(grad_bias)};
   const bridge::Report report =
       with_workspace(*call, [&](const bridge::Call& c) {
-        return bridge::linear_relu_backward(c, backward);
+        return bridge::linear_relu_backward(c, dy.matrix, layer);
       });
   if (done("fused_linear_relu_backward", report)) {
     return {grad_input, grad_weight, grad_bias};

@@ -27,4 +27,19 @@ Gradients call_fused_linear_relu_backward(const at::Tensor& grad_output,
   return Gradients{owned(x), owned(w), owned(b)};
 }
 
+std::unique_ptr<at::Tensor> call_fused_mlp(const at::Tensor& input,
+                                           const at::Tensor* const* weights,
+                                           const at::Tensor* const* biases,
+                                           size_t layers, bool relu_last) {
+  std::vector<at::Tensor> weight_list;
+  Biases bias_list;
+  for (size_t i = 0; i < layers; ++i) {
+    weight_list.push_back(*weights[i]);
+    bias_list.push_back(biases[i] != nullptr ? std::make_optional(*biases[i])
+                                             : std::nullopt);
+  }
+  return std::make_unique<at::Tensor>(
+      dispatch::fused_mlp(input, weight_list, bias_list, relu_last));
+}
+
 }  // namespace hypatia::bridge

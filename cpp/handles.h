@@ -21,4 +21,9 @@ Gradients call_fused_linear_relu_backward(const at::Tensor& grad_output,
                                           const at::Tensor& output,
                                           std::array<bool, 3> output_mask);
 
+std::unique_ptr<at::Tensor> call_fused_mlp(const at::Tensor& input,
+                                           const at::Tensor* const* weights,
+                                           const at::Tensor* const* biases,
+                                           size_t layers, bool relu_last);
+
 }  // namespace hypatia::bridge

@@ -29,10 +29,48 @@ composite::Gradients fused_linear_relu_backward(const at::Tensor& grad_output,
   return {grad_input, grad_weight, grad_bias};
 }
 
+at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
+                     const Biases& biases, bool) {
+  check_mlp(input, weights, biases);
+  return at::empty_symint(mlp_output_sizes(input, weights), input.options());
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
+                                                     at::TensorList weights,
+                                                     const Biases& biases,
+                                                     bool relu_last) {
+  const at::Tensor output = fused_mlp(input, weights, biases, relu_last);
+  const c10::SymDimVector total = {MlpLayout::of(input, weights).total};
+  return {output, at::empty_symint(total, input.options())};
+}
+
+std::vector<at::Tensor> fused_mlp_backward(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    at::TensorList weights, const at::Tensor& activations,
+    const std::optional<at::Tensor>& output, const c10::List<bool>& mask) {
+  check_mlp_backward(grad_output, input, weights, activations, output, mask);
+  const MlpMask wanted(mask);
+  std::vector<at::Tensor> gradients;
+  const auto add = [&](bool want, c10::SymIntArrayRef sizes) {
+    if (want) gradients.push_back(at::empty_symint(sizes, input.options()));
+  };
+  add(wanted.input(), input.sym_sizes());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    add(wanted.weight(i), weights[i].sym_sizes());
+  }
+  for (size_t i = 0; i < weights.size(); ++i) {
+    add(wanted.bias(i), {weights[i].sym_size(0)});
+  }
+  return gradients;
+}
+
 TORCH_LIBRARY_IMPL(hypatia, Meta, m) {
   if (!registers_operators()) return;
   m.impl("fused_linear_relu", &fused_linear_relu);
   m.impl("fused_linear_relu_backward", &fused_linear_relu_backward);
+  m.impl("fused_mlp", &fused_mlp);
+  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_backward", &fused_mlp_backward);
 }
 
 }  // namespace

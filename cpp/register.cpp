@@ -36,6 +36,20 @@ TORCH_LIBRARY_FRAGMENT(hypatia, m) {
       "fused_linear_relu_backward(Tensor grad_output, Tensor input, Tensor "
       "weight, Tensor output, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
       compliant);
+  m.def(
+      "fused_mlp(Tensor input, Tensor[] weights, Tensor?[] biases, bool "
+      "relu_last=False) -> Tensor",
+      compliant);
+  // For training: with the activations, as MlpLayout has them.
+  m.def(
+      "_fused_mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, "
+      "bool relu_last) -> (Tensor, Tensor)",
+      compliant);
+  // A list of the wanted gradients alone: lists of tensors have no holes.
+  m.def(
+      "fused_mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, "
+      "Tensor activations, Tensor? output, bool[] output_mask) -> Tensor[]",
+      compliant);
   m.def("build_info() -> str", &build_info, compliant);
   // Boxed: no typed call can pass `Any`.
   m.def("optimize(Any module) -> Any",

@@ -10,9 +10,10 @@ mod session;
 
 use crate::build_info;
 use crate::error::{guarded, Error};
-use crate::launch::exec::{self, Backward, Call};
+use crate::launch::exec::{self, Call};
 use crate::launch::{Outcome, Refusal, Scope, Workspace};
 use crate::plan::check::{Matrix, Settings};
+use crate::plan::layer::{Layer, LayerBackward};
 use crate::plan::problem::{Dtype, Math};
 
 #[cxx::bridge(namespace = "hypatia::bridge")]
@@ -69,10 +70,20 @@ pub mod ffi {
         reason: String,
     }
 
-    /// Addresses of a backward call; 0 for what is not wanted. `input` counts
-    /// if `grad_weight` is wanted, `weight` if `grad_input` is.
-    struct Backward {
-        grad_output: Matrix,
+    /// `output = input · weightᵀ + bias`, then ReLU if `relu`; `bias` 0 for none.
+    #[derive(Clone, Copy)]
+    struct Layer {
+        weight: Matrix,
+        bias: usize,
+        output: usize,
+        relu: bool,
+    }
+
+    /// Its backward; 0 for what is not wanted, and for `output` without a ReLU.
+    /// `input` counts if `grad_weight` is wanted, `weight` if `grad_input` is;
+    /// `grad_bias` needs a ReLU.
+    #[derive(Clone, Copy)]
+    struct LayerBackward {
         input: Matrix,
         weight: Matrix,
         output: usize,
@@ -86,24 +97,39 @@ pub mod ffi {
         /// The JSON of `hypatia::build_info`.
         fn build_info() -> String;
 
-        /// `output = relu(input · weightᵀ + bias)`; `bias` 0 for none.
+        /// `layer` on `input`.
         ///
         /// # Safety
         /// Every address is valid on the device for its shape until the
         /// stream has passed the call.
-        unsafe fn linear_relu(
-            call: &Call,
-            input: &Matrix,
-            weight: &Matrix,
-            bias: usize,
-            output: usize,
-        ) -> Result<Report>;
+        unsafe fn linear_relu(call: &Call, input: &Matrix, layer: &Layer) -> Result<Report>;
 
         /// Gradients of `linear_relu`.
         ///
         /// # Safety
         /// As for `linear_relu`.
-        unsafe fn linear_relu_backward(call: &Call, backward: &Backward) -> Result<Report>;
+        unsafe fn linear_relu_backward(
+            call: &Call,
+            grad_output: &Matrix,
+            layer: &LayerBackward,
+        ) -> Result<Report>;
+
+        /// `layers` in turn, each on the output of the one before.
+        ///
+        /// # Safety
+        /// As for `linear_relu`.
+        unsafe fn mlp(call: &Call, input: &Matrix, layers: &[Layer]) -> Result<Report>;
+
+        /// Gradients of `mlp`: `layers` from the last one on, each on the
+        /// `grad_input` of the one before.
+        ///
+        /// # Safety
+        /// As for `linear_relu`.
+        unsafe fn mlp_backward(
+            call: &Call,
+            grad_output: &Matrix,
+            layers: &[LayerBackward],
+        ) -> Result<Report>;
     }
 
     #[namespace = "at"]
@@ -140,6 +166,19 @@ pub mod ffi {
             output: &Tensor,
             output_mask: [bool; 3],
         ) -> Result<Gradients>;
+
+        /// Calls `hypatia::fused_mlp` through the dispatcher.
+        ///
+        /// # Safety
+        /// `weights` points to `layers` live `at::Tensor`s, `biases` to as many
+        /// that are live or null.
+        unsafe fn call_fused_mlp(
+            input: &Tensor,
+            weights: *const *const Tensor,
+            biases: *const *const Tensor,
+            layers: usize,
+            relu_last: bool,
+        ) -> Result<UniquePtr<Tensor>>;
     }
 }
 
@@ -150,35 +189,48 @@ fn build_info() -> String {
 unsafe fn linear_relu(
     call: &ffi::Call,
     input: &ffi::Matrix,
-    weight: &ffi::Matrix,
-    bias: usize,
-    output: usize,
+    layer: &ffi::Layer,
 ) -> Result<ffi::Report, Error> {
     guarded("fused_linear_relu", || {
-        let bias = (bias != 0).then_some(bias);
         // SAFETY: cpp/cuda.cpp passes tensors it holds, on the device and
         // stream of the call; LibTorch's allocator keeps freed memory to the
         // stream's order.
-        let outcome =
-            unsafe { exec::linear_relu(call.into(), input.into(), weight.into(), bias, output) };
-        Ok(report(outcome))
+        Ok(report(unsafe { exec::forward(call.into(), input.into(), &[layer.into()]) }))
     })
 }
 
-unsafe fn linear_relu_backward(call: &ffi::Call, b: &ffi::Backward) -> Result<ffi::Report, Error> {
+unsafe fn linear_relu_backward(
+    call: &ffi::Call,
+    grad_output: &ffi::Matrix,
+    layer: &ffi::LayerBackward,
+) -> Result<ffi::Report, Error> {
     guarded("fused_linear_relu_backward", || {
-        let backward = Backward {
-            grad_output: (&b.grad_output).into(),
-            input: (&b.input).into(),
-            weight: (&b.weight).into(),
-            output: b.output,
-            masked: b.masked,
-            grad_input: b.grad_input,
-            grad_weight: b.grad_weight,
-            grad_bias: b.grad_bias,
-        };
         // SAFETY: as in `linear_relu`.
-        Ok(report(unsafe { exec::linear_relu_backward(call.into(), backward) }))
+        Ok(report(unsafe { exec::backward(call.into(), grad_output.into(), &[layer.into()]) }))
+    })
+}
+
+unsafe fn mlp(
+    call: &ffi::Call,
+    input: &ffi::Matrix,
+    layers: &[ffi::Layer],
+) -> Result<ffi::Report, Error> {
+    guarded("fused_mlp", || {
+        let layers: Vec<Layer> = layers.iter().map(Into::into).collect();
+        // SAFETY: as in `linear_relu`, of cpp/cuda_mlp.cpp.
+        Ok(report(unsafe { exec::forward(call.into(), input.into(), &layers) }))
+    })
+}
+
+unsafe fn mlp_backward(
+    call: &ffi::Call,
+    grad_output: &ffi::Matrix,
+    layers: &[ffi::LayerBackward],
+) -> Result<ffi::Report, Error> {
+    guarded("fused_mlp_backward", || {
+        let layers: Vec<LayerBackward> = layers.iter().map(Into::into).collect();
+        // SAFETY: as in `mlp`.
+        Ok(report(unsafe { exec::backward(call.into(), grad_output.into(), &layers) }))
     })
 }
 
@@ -202,6 +254,25 @@ impl From<&ffi::Matrix> for Matrix {
     fn from(m: &ffi::Matrix) -> Self {
         let ffi::Matrix { data, rows, cols, row_stride, col_stride } = *m;
         Self { data, rows, cols, row_stride, col_stride }
+    }
+}
+
+impl From<&ffi::Layer> for Layer {
+    fn from(layer: &ffi::Layer) -> Self {
+        Self {
+            weight: (&layer.weight).into(),
+            bias: (layer.bias != 0).then_some(layer.bias),
+            output: layer.output,
+            relu: layer.relu,
+        }
+    }
+}
+
+impl From<&ffi::LayerBackward> for LayerBackward {
+    fn from(layer: &ffi::LayerBackward) -> Self {
+        let ffi::LayerBackward { output, masked, grad_input, grad_weight, grad_bias, .. } = *layer;
+        let (input, weight) = ((&layer.input).into(), (&layer.weight).into());
+        Self { input, weight, output, masked, grad_input, grad_weight, grad_bias }
     }
 }
 

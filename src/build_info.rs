@@ -22,7 +22,7 @@ pub fn json() -> String {
         archs,
         quoted(env!("HYPATIA_KERNELS_NOTE")),
         cublaslt,
-        launch::exec::plans_kept(),
+        launch::product::plans_kept(),
         list(cpu_features().into_iter()),
     )
 }

@@ -173,6 +173,61 @@ pub unsafe extern "C" fn hypatia_fused_linear_relu_backward(
     })
 }
 
+/// `*result` = `layers` linear layers in turn, each but the last followed by a
+/// ReLU, the last if `relu_last` is not 0.
+///
+/// # Safety
+/// `input` is a live `at::Tensor`; `weights` points to `layers` of them,
+/// `biases` is null or points to as many, of which any may be null; `result` is
+/// writable. The caller owns `*result` and both arrays.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_fused_mlp(
+    input: *const Tensor,
+    weights: *const *const Tensor,
+    biases: *const *const Tensor,
+    layers: i64,
+    relu_last: i32,
+    result: *mut *mut Tensor,
+) -> i32 {
+    const OP: &str = "fused_mlp";
+    status(OP, || {
+        if result.is_null() {
+            return Err(null_argument(OP, "result"));
+        }
+        let count = usize::try_from(layers).map_err(|_| Error::Argument {
+            op: OP,
+            expected: "a number of layers".into(),
+            got: layers.to_string(),
+        })?;
+        if weights.is_null() && count > 0 {
+            return Err(null_argument(OP, "weights"));
+        }
+        // SAFETY: the caller's promise of `layers` handles behind `weights`,
+        // which is not null where there are any.
+        let handles = (0..count).map(|i| unsafe { *weights.add(i) });
+        if let Some(place) = handles.clone().position(<*const Tensor>::is_null) {
+            return Err(null_argument(OP, &format!("weights[{place}]")));
+        }
+        let weights: Vec<*const Tensor> = handles.collect();
+        let biases: Vec<*const Tensor> = if biases.is_null() {
+            vec![std::ptr::null(); count]
+        } else {
+            // SAFETY: the caller's promise, as for the weights.
+            (0..count).map(|i| unsafe { *biases.add(i) }).collect()
+        };
+        // SAFETY: both lists have `count` entries; no weight is null (above),
+        // and what is not null is live by the caller's promise.
+        unsafe {
+            let input = required(OP, "input", input)?;
+            let (weights, biases) = (weights.as_ptr(), biases.as_ptr());
+            let output = ffi::call_fused_mlp(input, weights, biases, count, relu_last != 0)
+                .map_err(|error| libtorch_error(&error))?;
+            *result = output.into_raw();
+        }
+        Ok(())
+    })
+}
+
 /// Frees a tensor that a function of this ABI returned; null is allowed.
 ///
 /// # Safety

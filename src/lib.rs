@@ -10,7 +10,8 @@
 //!
 //! ```text
 //! dispatcher → cpp/{autograd,autocast,cuda,cpu,meta}.cpp → bridge
-//!            → plan::check → Gemm → plan::cache → launch::exec → the stream
+//!            → plan::layer, plan::check → Gemm → plan::cache → launch::exec
+//!            → the stream
 //! ```
 //!
 //! C++ checks arguments, allocates with LibTorch's allocator and names the
@@ -23,7 +24,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`error`] | the one error type; its text is user interface |
-//! | [`plan`] | problems, checks, grids, the plan cache; no CUDA, no LibTorch |
+//! | [`plan`] | problems, checks, layers, grids, the plan cache; no CUDA, no LibTorch |
 //! | [`graph`] | the optimizer of TorchScript graphs: records in, steps out |
 //! | [`launch`] | cuBLASLt and our kernels on LibTorch's stream |
 //! | [`bridge`] | the cxx bridge to `cpp/` |
@@ -48,7 +49,7 @@ mod tch_api;
 
 pub use error::Error;
 #[cfg(feature = "tch")]
-pub use tch_api::{fused_linear_relu, fused_linear_relu_backward};
+pub use tch_api::{fused_linear_relu, fused_linear_relu_backward, fused_mlp};
 
 /// Version of the C ABI: changes when a function changes or goes.
 pub const ABI_VERSION: u32 = 1;

@@ -73,3 +73,38 @@ pub fn fused_linear_relu_backward(
     let optional = |tensor: cxx::UniquePtr<ffi::Tensor>| (!tensor.is_null()).then(|| owned(tensor));
     Ok([gradients.input, gradients.weight, gradients.bias].map(optional))
 }
+
+/// Linear layers in turn, each but the last followed by a ReLU, the last only
+/// with `relu_last`; differentiable to any order.
+///
+/// `input` is `[*, K]`; each layer is its weight `[N, K]`, whose K is the N of
+/// the one before, and its bias `[N]`, if any. The result is `[*, N]` of the
+/// last layer. Dtypes, devices and strides as for [`fused_linear_relu`].
+///
+/// # Errors
+/// As for [`fused_linear_relu`], and without a layer.
+///
+/// ```
+/// use tch::Tensor;
+/// let x = Tensor::from_slice2(&[[1.0f32, -2.0]]);
+/// let w = Tensor::from_slice2(&[[1.0f32, 1.0], [1.0, -1.0]]);
+/// let y = hypatia::fused_mlp(&x, &[(&w, None), (&w, None)], false)?;
+/// assert_eq!(Vec::<f32>::try_from(y.flatten(0, 1)).unwrap(), [3.0, -3.0]);
+/// # Ok::<(), hypatia::Error>(())
+/// ```
+pub fn fused_mlp(
+    input: &Tensor,
+    layers: &[(&Tensor, Option<&Tensor>)],
+    relu_last: bool,
+) -> Result<Tensor, Error> {
+    let pointer = |tensor| std::ptr::from_ref(handle(tensor));
+    let weights: Vec<_> = layers.iter().map(|(weight, _)| pointer(weight)).collect();
+    let biases: Vec<_> =
+        layers.iter().map(|(_, bias)| bias.map_or(std::ptr::null(), pointer)).collect();
+    let (weights, biases) = (weights.as_ptr(), biases.as_ptr());
+    // SAFETY: both lists have an entry a layer, of tensors that `layers`
+    // borrows; a bias may be null.
+    unsafe { ffi::call_fused_mlp(handle(input), weights, biases, layers.len(), relu_last) }
+        .map(owned)
+        .map_err(|error| libtorch_error(&error))
+}

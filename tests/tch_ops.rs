@@ -1,7 +1,7 @@
 //! The operators from Rust, on tch tensors: forward and every gradient against
 //! `linear` + `relu`, and against finite differences in fp64.
 
-use hypatia::{fused_linear_relu, fused_linear_relu_backward, Error};
+use hypatia::{fused_linear_relu, fused_linear_relu_backward, fused_mlp, Error};
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
 
@@ -140,6 +140,35 @@ fn trains_like_nn_linear_and_relu() {
     }
 }
 
+/// A chain against its layers one by one: the same operations on the CPU, and on
+/// CUDA the same products with the sums in another order at most.
+#[test]
+fn a_chain_is_its_layers() {
+    tch::manual_seed(4);
+    for device in devices() {
+        for relu_last in [false, true] {
+            let leaf = |shape: &[i64]| {
+                (rand_on(shape, Kind::Double, device) * 0.3).set_requires_grad(true)
+            };
+            let x = leaf(&[2, 5, 7]);
+            let (w1, w2, w3) = (leaf(&[11, 7]), leaf(&[6, 11]), leaf(&[4, 6]));
+            let (b1, b3) = (leaf(&[11]), leaf(&[4]));
+            let layers = [(&w1, Some(&b1)), (&w2, None), (&w3, Some(&b3))];
+            let y = fused_mlp(&x, &layers, relu_last).unwrap();
+            let hidden = x.linear(&w1, Some(&b1)).relu().linear::<&Tensor>(&w2, None).relu();
+            let last = hidden.linear(&w3, Some(&b3));
+            let want = if relu_last { last.relu() } else { last };
+            let leaves = [&x, &w1, &w2, &w3, &b1, &b3];
+            let dy = rand_on(&y.size(), Kind::Double, device);
+            let ours = Tensor::run_backward(&[&y * &dy], &leaves, false, false);
+            let plain = Tensor::run_backward(&[&want * &dy], &leaves, false, false);
+            for (got, want) in ours.iter().zip(&plain).chain([(&y, &want)]) {
+                assert!(got.allclose(want, 1e-12, 1e-12, false), "{device:?} {relu_last}");
+            }
+        }
+    }
+}
+
 #[test]
 fn masks_skip_gradients() {
     let (x, w) = (rand(&[2, 3], Kind::Float), rand(&[4, 3], Kind::Float));
@@ -161,6 +190,9 @@ fn errors_are_one_sentence() {
                 .into()
         )
     );
+    let error = fused_mlp(&x, &[], false).unwrap_err();
+    let none = "hypatia::fused_mlp: expected weights of at least one layer, got none";
+    assert_eq!(error, Error::LibTorch(none.into()));
     let w = rand(&[4, 3], Kind::Double);
     let text = fused_linear_relu(&x, &w, None).unwrap_err().to_string();
     assert!(text.contains("expected weight of input's dtype Float, got Double"), "{text}");

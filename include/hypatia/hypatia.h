@@ -81,6 +81,25 @@ int32_t hypatia_fused_linear_relu_backward(const HypatiaTensor* grad_output,
                                            HypatiaTensor** grad_weight,
                                            HypatiaTensor** grad_bias);
 
+/* *result = `layers` linear layers in turn, each but the last followed by a
+ * ReLU, the last only if relu_last is not 0; differentiable as above.
+ *
+ *   input      [*, K]
+ *   weights    `layers` handles, none NULL: [N, K], the K of each the N of the
+ *              one before
+ *   biases     `layers` handles, [N] or NULL for none each; or NULL for none
+ *              at all
+ *   layers     at least 1
+ *   *result    [*, N of the last layer], written on HYPATIA_OK only; the caller
+ *              owns it
+ *
+ * The arrays are the caller's, read during the call only, and their handles are
+ * borrowed as all others. Strides, dtypes and devices as above. */
+int32_t hypatia_fused_mlp(const HypatiaTensor* input,
+                          const HypatiaTensor* const* weights,
+                          const HypatiaTensor* const* biases, int64_t layers,
+                          int32_t relu_last, HypatiaTensor** result);
+
 /* Ends a tensor that a function above returned, once; NULL is allowed. */
 void hypatia_tensor_free(HypatiaTensor* tensor);
 

@@ -26,6 +26,7 @@ static_assert(TORCH_VERSION_MAJOR == HYPATIA_LIBTORCH_MAJOR &&
 #undef HYPATIA_TEXT_OF
 #endif
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
@@ -107,6 +108,28 @@ fused_linear_relu_backward(const at::Tensor& grad_output,
           const at::Tensor&, std::array<bool, 3>)>(
           "hypatia::fused_linear_relu_backward");
   return op.call(grad_output, input, weight, output, output_mask);
+}
+
+// Linear layers in turn, each but the last followed by a ReLU, the last only
+// with relu_last; differentiable to any order.
+//
+//   input   [*, K]
+//   weights [N, K] each, the K of each the N of the one before; at least one
+//   biases  [N] or none (nullopt) each, as many as weights
+//   result  [*, N of the last layer]
+//
+// Strides, dtypes and devices as for fused_linear_relu.
+inline at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
+                            at::ArrayRef<std::optional<at::Tensor>> biases,
+                            bool relu_last = false) {
+  using Biases = c10::List<std::optional<at::Tensor>>;
+  static const auto op =
+      detail::find<at::Tensor(const at::Tensor&, at::TensorList, const Biases&,
+                              bool)>("hypatia::fused_mlp");
+  Biases list;
+  list.reserve(biases.size());
+  for (const auto& bias : biases) list.push_back(bias);
+  return op.call(input, weights, list, relu_last);
 }
 
 // What the loaded library is, as JSON: version, LibTorch, CUDA architectures,

@@ -6,20 +6,8 @@ use cudarc::driver::sys::CUstream;
 use super::cublaslt::{self, CublasLt, MatrixLayout};
 use super::device::Device;
 use super::Refusal;
+use crate::plan::layer::GemmData;
 use crate::plan::problem::{Dtype, Epilogue, Gemm, Math};
-
-/// Addresses of one call.
-#[derive(Debug, Clone, Copy)]
-pub struct GemmData {
-    /// Left operand (column-major notation).
-    pub a: usize,
-    /// Right operand.
-    pub b: usize,
-    /// Result.
-    pub d: usize,
-    /// Bias, or 0.
-    pub bias: usize,
-}
 
 /// An algorithm with the workspace it needs.
 pub type Algorithm = sys::cublasLtMatmulHeuristicResult_t;
@@ -136,7 +124,7 @@ impl GemmPlan {
             d,
             one,
             zero: Scalar(0),
-            fused_bias: gemm.epilogue == Epilogue::ReluBias,
+            fused_bias: gemm.epilogue.has_bias(),
             algorithm,
             rank: 0,
             candidates,
@@ -207,6 +195,7 @@ fn describe(
         .map_err(|failure| failure.of("cublasLtMatmulDescInit"))?;
     let epilogue = match gemm.epilogue {
         Epilogue::None => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+        Epilogue::Bias => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
         Epilogue::Relu => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_RELU,
         Epilogue::ReluBias => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_RELU_BIAS,
     };
@@ -220,7 +209,7 @@ fn describe(
             .set(&mut description, attribute, value)
             .map_err(|failure| failure.of("cublasLtMatmulDescSetAttribute"))?;
     }
-    if gemm.epilogue == Epilogue::ReluBias {
+    if gemm.epilogue.has_bias() {
         // The heuristic looks at its alignment.
         set_bias(library, &mut description, data.bias)?;
     }

@@ -1,6 +1,7 @@
 //! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans), `tune` (timing its
-//! algorithms), `relu_backward` (our kernel), `exec` (one operator call).
+//! algorithms), `relu_backward` (our kernel), `product` (one product with its plan),
+//! `exec` (one operator call).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
@@ -13,6 +14,7 @@ pub mod exec;
 pub mod gemm;
 pub mod modules;
 pub mod params;
+pub mod product;
 pub mod relu_backward;
 pub mod tune;
 

@@ -7,23 +7,8 @@ use super::device::Device;
 use super::params::ReluBackwardParams;
 use super::{Refusal, Workspace};
 use crate::plan::check::{alignment, Matrix};
-use crate::plan::problem::Dtype;
+use crate::plan::layer::ReluBackward;
 use crate::plan::relu_grid::{self, ReluGrid, ReluShape};
-
-/// One masked gradient and its column sums.
-#[derive(Debug, Clone, Copy)]
-pub struct ReluBackward {
-    /// Incoming gradient, any strides.
-    pub grad: Matrix,
-    /// What ReLU returned, dense.
-    pub output: usize,
-    /// Where the masked gradient goes, dense; 0 for nowhere.
-    pub masked: usize,
-    /// Where its column sums go; 0 for nowhere.
-    pub bias_grad: usize,
-    /// Element type of all four.
-    pub dtype: Dtype,
-}
 
 /// A launch that is decided but not made.
 pub struct ReluLaunch {

@@ -18,8 +18,9 @@ use cudarc::driver::sys::{
 use cudarc::driver::DriverError;
 
 use super::device::Device;
-use super::gemm::{GemmData, GemmPlan};
+use super::gemm::GemmPlan;
 use super::Refusal;
+use crate::plan::layer::GemmData;
 use crate::plan::problem::Gemm;
 
 /// The first guess is replaced only by something this much faster. Timing has

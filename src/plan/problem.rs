@@ -42,10 +42,20 @@ pub enum Math {
 pub enum Epilogue {
     /// Nothing.
     None,
+    /// `· + bias`.
+    Bias,
     /// `max(·, 0)`, NaN kept.
     Relu,
     /// `max(· + bias, 0)`, NaN kept.
     ReluBias,
+}
+
+impl Epilogue {
+    /// Whether a bias is added.
+    #[must_use]
+    pub const fn has_bias(self) -> bool {
+        matches!(self, Self::Bias | Self::ReluBias)
+    }
 }
 
 /// A column-major operand: `ld` elements from one column to the next.

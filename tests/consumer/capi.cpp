@@ -58,6 +58,28 @@ void check_results() {
   check_close(tensor_of(Handle(grad_bias)), masked.sum(0), "C grad_bias");
 }
 
+void check_mlp() {
+  const auto x = at::randn({5, 7});
+  const auto w = at::randn({4, 7});
+  const auto v = at::randn({3, 4});
+  const auto b = at::randn({4});
+  const HypatiaTensor* weights[] = {borrow(w), borrow(v)};
+  const HypatiaTensor* biases[] = {borrow(b), nullptr};
+  HypatiaTensor* raw = nullptr;
+  check(hypatia_fused_mlp(borrow(x), weights, biases, 2, 0, &raw) == HYPATIA_OK,
+        "C mlp succeeds");
+  const Handle result(raw);
+  check_close(tensor_of(result), at::linear(at::relu(at::linear(x, w, b)), v),
+              "C mlp");
+  check(tensor_of(result).use_count() == 1 && w.use_count() == 1,
+        "C mlp borrows its layers");
+  check(
+      hypatia_fused_mlp(borrow(x), weights, nullptr, 1, 1, &raw) == HYPATIA_OK,
+      "C mlp of one layer without bias succeeds");
+  check_close(tensor_of(Handle(raw)), at::relu(at::linear(x, w)),
+              "C mlp of one layer without bias");
+}
+
 void check_messages() {
   const auto x = at::randn({5, 7});
   const auto w = at::randn({4, 6});
@@ -81,5 +103,6 @@ void check_messages() {
 
 void check_capi() {
   check_results();
+  check_mlp();
   check_messages();
 }

@@ -8,11 +8,13 @@ from pathlib import Path
 
 C_TYPES = {
     "*const Tensor": "const HypatiaTensor*",
+    "*const *const Tensor": "const HypatiaTensor* const*",
     "*mut Tensor": "HypatiaTensor*",
     "*mut *mut Tensor": "HypatiaTensor**",
     "*const c_char": "const char*",
     "u32": "uint32_t",
     "i32": "int32_t",
+    "i64": "int64_t",
     "": "void",
 }
 

@@ -44,6 +44,13 @@ int main(void) {
                "grad_output, got a null pointer") == 0,
         "message for a null grad_output");
 
+  check(hypatia_fused_mlp(NULL, NULL, NULL, 1, 0, &result) == HYPATIA_ERROR,
+        "null weights are an error in mlp");
+  check(strcmp(hypatia_last_error(),
+               "hypatia::fused_mlp: expected a tensor for weights, got a null "
+               "pointer") == 0,
+        "message for null weights");
+
   hypatia_tensor_free(NULL);
   return failures != 0;
 }

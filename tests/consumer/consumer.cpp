@@ -67,6 +67,36 @@ void check_backward() {
   check_close(only_w, theirs[1].grad(), "backward of weight alone");
 }
 
+void check_mlp() {
+  const auto type = at::kDouble;
+  const auto x = at::randn({2, 5, 7}, type);
+  const std::vector<at::Tensor> weights = {at::randn({6, 7}, type),
+                                           at::randn({4, 6}, type)};
+  std::vector<at::Tensor> ours, theirs;
+  for (const auto& weight : weights) {
+    ours.push_back(weight.clone().requires_grad_());
+    theirs.push_back(weight.clone().requires_grad_());
+  }
+  const auto b = at::randn({6}, type);
+  const std::vector<std::optional<at::Tensor>> biases = {b, std::nullopt};
+  const auto want = at::linear(reference(x, theirs[0], b), theirs[1]);
+  const auto y = hypatia::fused_mlp(x, ours, biases);
+  check_close(y, want, "mlp");
+  check_close(hypatia::fused_mlp(x, ours, biases, /*relu_last=*/true),
+              at::relu(want), "mlp with a last ReLU");
+  const auto grad = at::randn_like(y);
+  y.backward(grad);
+  want.backward(grad);
+  for (size_t i = 0; i < ours.size(); ++i) {
+    check_close(ours[i].grad(), theirs[i].grad(),
+                "mlp's autograd of weight " + std::to_string(i));
+  }
+  check_error([&] { hypatia::fused_mlp(x, weights, {}); },
+              "hypatia::fused_mlp: expected as many biases as weights, 2, "
+              "got 0",
+              "text of an error in mlp");
+}
+
 void check_autocast() {
   const auto x = at::randn({5, 7});
   const auto w = at::randn({4, 7});
@@ -110,6 +140,7 @@ int main() try {
   at::manual_seed(1);
   check_forward();
   check_backward();
+  check_mlp();
   check_autocast();
   check_errors();
   check_build_info();

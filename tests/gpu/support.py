@@ -41,6 +41,35 @@ def operands(leading, k, n, dtype, bias=True, device="cuda", requires_grad=False
     return rand(*leading, k), rand(n, k), rand(n) if bias else None
 
 
+def mlp_operands(leading, widths, dtype, bias=True, device="cuda"):
+    """input [*leading, K], weights and biases of the widths; `bias` "some" for
+    one at every other layer. Weights are such that results stay near 1."""
+
+    def rand(*shape, scale=1.0):
+        return (torch.randn(shape, device=device) * scale).to(dtype)
+
+    pairs = list(zip(widths, widths[1:]))
+    weights = [rand(n, k, scale=(2 / max(k, 1)) ** 0.5) for k, n in pairs]
+    biases = [
+        rand(n) if bias and not (bias == "some" and i % 2) else None
+        for i, (_, n) in enumerate(pairs)
+    ]
+    return rand(*leading, widths[0]), weights, biases
+
+
+def split(activations, input, weights):
+    """The hidden results in what _fused_mlp_forward returns beside its output."""
+    unit, begin, parts = 256 // activations.element_size(), 0, []
+    rows = input.shape[:-1].numel()
+    for weight in weights[:-1]:
+        begin = -(-begin // unit) * unit
+        length = rows * weight.shape[0]
+        part = activations[begin : begin + length]
+        parts.append(part.view(*input.shape[:-1], weight.shape[0]))
+        begin += length
+    return parts
+
+
 def bound_options(dtype):
     """What the oracle must allow on this device: 16-bit products run on tensor
     cores, which truncate while they accumulate."""

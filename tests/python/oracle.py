@@ -26,6 +26,16 @@ roundoff u_out). Write S = Σ|aᵢ||bᵢ|. Then
   (min(n + 1, 8√(n + 1)))·2⁻⁵³·S more. Only fp64 results notice.
 
 ReLU is 1-Lipschitz and exact, so it changes no bound.
+
+Chains of layers
+----------------
+Layer i gets ĥ with |ĥ - h| ≤ e instead of the exact h. Between the exact layer
+on ĥ and on h lies at most |W|·e, and between what the operator makes of ĥ and
+the exact layer on ĥ at most the bound above, whose S and |s| are those of ĥ: at
+most |W|(|h| + e) + |b| and |s| + |W|·e. Their sum is the next layer's e. Nothing
+is rounded twice in it, so a chain that is off in one layer is found as a layer
+is. Gradients go back in the same way, with the masks of the activations that
+the operator was given: a mask has no error of its own.
 """
 
 from __future__ import annotations
@@ -190,3 +200,71 @@ def assert_gradients(grads, grad_output, input, weight, output, what="", **how):
         if got is not None:
             assert got.dtype == input.dtype, f"{what} grad_{name}: {got.dtype}"
             assert_close(got, want, bound, f"{what} grad_{name}")
+
+
+def mlp_layers(input, weights, biases, relu_last, **how):
+    """[(exact result, bound)] of every layer of fused_mlp."""
+    h, error = input.double(), torch.zeros_like(input, dtype=torch.float64)
+    results = []
+    for i, (weight, bias) in enumerate(zip(weights, biases)):
+        w = weight.double().t()
+        z, scale, carried = h @ w, (h.abs() + error) @ w.abs(), error @ w.abs()
+        if bias is not None:
+            z, scale = z + bias.double(), scale + bias.double().abs()
+        terms = weight.shape[1] + (bias is not None)
+        error = carried + sum_bound(terms, scale, z.abs() + carried, input.dtype, **how)
+        h = relu(z) if relu_last or i + 1 < len(weights) else z
+        results.append((h, error))
+    return results
+
+
+def assert_mlp(got, input, weights, biases, relu_last=False, what="output", **how):
+    """`got` is fused_mlp(input, weights, biases, relu_last), within its bound."""
+    assert got.dtype == input.dtype, f"{what}: {got.dtype}, want {input.dtype}"
+    want, bound = mlp_layers(input, weights, biases, relu_last, **how)[-1]
+    assert_close(got, want, bound, what)
+
+
+def mlp_gradients(grad_output, input, weights, hidden, output=None, **how):
+    """[(exact gradient, bound)] of input, weights and biases.
+
+    `hidden` are the results of all layers but the last as the operator had
+    them, and `output` the last one's where it has a ReLU.
+    """
+    bias_how = {**how, "tf32": False}
+    m = math.prod(input.shape[:-1])
+    grad, error = grad_output.double(), torch.zeros_like(grad_output, dtype=torch.float64)
+    of_weights, of_biases = [], []
+    for i in reversed(range(len(weights))):
+        y = output if i + 1 == len(weights) else hidden[i]
+        if y is not None:
+            grad, error = grad * relu_mask(y), error * relu_mask(y)
+        size = grad.abs() + error
+        for results, x, options in [
+            (of_weights, input if i == 0 else hidden[i - 1], how),
+            (of_biases, input.new_ones(*input.shape[:-1], 1), bias_how),
+        ]:
+            x = rows(x.double())
+            want, scale = rows(grad).t() @ x, rows(size).t() @ x.abs()
+            carried = rows(error).t() @ x.abs()
+            bound = carried + sum_bound(m, scale, want.abs() + carried, input.dtype, **options)
+            results.insert(0, (want, bound))
+        w = weights[i].double()
+        carried = error @ w.abs()
+        grad, scale = grad @ w, size @ w.abs()
+        error = carried + sum_bound(
+            w.shape[0], scale, grad.abs() + carried, input.dtype, **how
+        )
+    of_biases = [(want[:, 0], bound[:, 0]) for want, bound in of_biases]
+    return [(grad, error), *of_weights, *of_biases]
+
+
+def assert_mlp_gradients(grads, *arguments, what="", **how):
+    """Each gradient that is not None is right, within its bound; `arguments`
+    are those of mlp_gradients."""
+    wants = mlp_gradients(*arguments, **how)
+    assert len(grads) == len(wants), what
+    for place, (got, (want, bound)) in enumerate(zip(grads, wants)):
+        if got is not None:
+            assert got.dtype == arguments[1].dtype, f"{what} gradient {place}: {got.dtype}"
+            assert_close(got, want, bound, f"{what} gradient {place}")

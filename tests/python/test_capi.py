@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from oracle import assert_gradients
-from support import LIBRARY, fused, operands, rand
+from support import LIBRARY, fused, mlp, mlp_operands, operands, rand
 
 OK, ERROR = 0, 1
 NAMES = ["grad_output", "input", "weight", "output"]
@@ -25,6 +25,14 @@ def library():
         getattr(library, f"hypatia_{name}").restype = ctypes.c_char_p
     library.hypatia_fused_linear_relu.argtypes = [ctypes.c_void_p] * 4
     library.hypatia_fused_linear_relu_backward.argtypes = [ctypes.c_void_p] * 7
+    library.hypatia_fused_mlp.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int32,
+        ctypes.c_void_p,
+    ]
     library.hypatia_tensor_free.argtypes = [ctypes.c_void_p]
     library.hypatia_tensor_free.restype = None
     return library
@@ -154,6 +162,53 @@ def test_operator_errors(library, handles):
     assert last_error(library) == (
         "hypatia::fused_linear_relu: expected weight of shape [N, 7] for input [4, 7], got [5, 8]"
     )
+
+
+def array(handles, tensors):
+    """A C array of handles; NULL for None."""
+    given = iter(handles.of(*(t for t in tensors if t is not None)))
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else next(given) for t in tensors))
+
+
+@pytest.mark.parametrize("relu_last", [0, 1])
+@pytest.mark.parametrize("bias", [True, False, "some"])
+def test_mlp(library, handles, bias, relu_last):
+    input, weights, biases = mlp_operands((4,), (7, 6, 5, 3), bias=bias)
+    (x,) = handles.of(input)
+    result = ctypes.c_void_p()
+    given = array(handles, weights), array(handles, biases)
+    status = library.hypatia_fused_mlp(x, *given, 3, relu_last, ctypes.byref(result))
+    assert (status, last_error(library)) == (OK, "")
+    assert torch.equal(taken(result.value), mlp(input, weights, biases, bool(relu_last)))
+    if not bias:  # no array means none for any layer
+        status = library.hypatia_fused_mlp(x, given[0], None, 3, relu_last, ctypes.byref(result))
+        assert status == OK
+        assert torch.equal(taken(result.value), mlp(input, weights, biases, bool(relu_last)))
+
+
+def test_mlp_errors(library, handles):
+    input, weights, biases = mlp_operands((4,), (7, 6, 5))
+    (x,) = handles.of(input)
+    ws, bs = array(handles, weights), array(handles, biases)
+    result = ctypes.c_void_p()
+    written = ctypes.byref(result)
+    cases = {
+        "a tensor for input, got a null pointer": (None, ws, bs, 2, 0, written),
+        "a tensor for weights, got a null pointer": (x, None, bs, 2, 0, written),
+        "a tensor for weights[1], got a null pointer": (
+            x, array(handles, [weights[0], None]), bs, 2, 0, written,
+        ),
+        "a tensor for result, got a null pointer": (x, ws, bs, 2, 0, None),
+        "a number of layers, got -1": (x, ws, bs, -1, 0, written),
+        "weights of at least one layer, got none": (x, None, None, 0, 0, written),
+        "weights[0] of shape [N, 7] for input [4, 7], got [5, 6]": (
+            x, array(handles, weights[::-1]), None, 2, 0, written,
+        ),
+    }
+    for text, arguments in cases.items():
+        assert library.hypatia_fused_mlp(*arguments) == ERROR
+        assert last_error(library) == f"hypatia::fused_mlp: expected {text}"
+        assert result.value is None
 
 
 def test_an_error_is_its_threads(library):

@@ -9,7 +9,16 @@ import subprocess
 import pytest
 import torch
 
-from support import BACKWARD, BUILD_INFO, FORWARD, LIBRARY, python_ok
+from support import (
+    BACKWARD,
+    BUILD_INFO,
+    FORWARD,
+    LIBRARY,
+    MLP,
+    MLP_BACKWARD,
+    MLP_FORWARD,
+    python_ok,
+)
 
 # What every process ends with: operators that work, forward and backward.
 CHECK = """
@@ -20,6 +29,7 @@ def check():
     assert torch.equal(y, torch.relu(torch.nn.functional.linear(x, w)))
     y.sum().backward()
     assert torch.equal(w.grad, (y > 0).float().t() @ x)
+    assert torch.equal(torch.ops.hypatia.fused_mlp(x, [w], [None], True), y)
     assert torch.func.vmap(lambda x: torch.ops.hypatia.fused_linear_relu(x, w))(x).shape == y.shape
     with torch.autocast("cpu"):
         assert torch.ops.hypatia.fused_linear_relu(x, w).dtype == torch.bfloat16
@@ -145,13 +155,13 @@ def test_in_a_thread():
 def test_operators():
     """All of them, and no others."""
     names = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hypatia::")}
-    assert names == {FORWARD, BACKWARD, BUILD_INFO}
+    assert names == {FORWARD, BACKWARD, MLP, MLP_FORWARD, MLP_BACKWARD, BUILD_INFO}
     for name in names:
         overload = getattr(torch.ops.hypatia, name.removeprefix("hypatia::")).default
         assert torch.Tag.pt2_compliant_tag in overload.tags
 
 
-@pytest.mark.parametrize("name", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("name", [FORWARD, BACKWARD, MLP, MLP_FORWARD, MLP_BACKWARD])
 def test_kernels(name):
     """A key that someone forgot shows here, not in a user's program."""
 

@@ -1,0 +1,239 @@
+// CUDA key of fused_mlp: all layers are checked and described here, one
+// allocation takes every activation, and the bridge is crossed once.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "cpp/check.h"
+#include "cpp/composite.h"
+#include "cpp/composite_mlp.h"
+#include "cpp/convert.h"
+#include "cpp/register.h"
+#include "cpp/report.h"
+#include "cpp/workspace.h"
+
+namespace hypatia {
+namespace {
+
+bool has_elements(const at::Tensor& input, at::TensorList weights) {
+  return input.numel() != 0 &&
+         std::all_of(weights.begin(), weights.end(),
+                     [](const at::Tensor& w) { return w.numel() != 0; });
+}
+
+// Addresses of parts of `whole`, at offsets in elements.
+std::vector<size_t> addresses(const at::Tensor& whole,
+                              const std::vector<c10::SymInt>& offsets) {
+  std::vector<size_t> result;
+  result.reserve(offsets.size());
+  const size_t base = address(whole);
+  for (const c10::SymInt& offset : offsets) {
+    const auto elements = offset.guard_int(__FILE__, __LINE__);
+    result.push_back(base +
+                     static_cast<size_t>(elements) * whole.element_size());
+  }
+  return result;
+}
+
+// Runs the layers with the hidden results at the given addresses; false where
+// ATen must. Copies live until the launches are on the stream, whose order
+// then keeps their memory.
+bool run_layers(bridge::Call& call, const at::Tensor& input,
+                at::TensorList weights, const Biases& biases, bool relu_last,
+                const std::vector<size_t>& hidden, const at::Tensor& output) {
+  const MatrixView x = as_matrix(input);
+  std::vector<MatrixView> views;
+  std::vector<at::Tensor> dense_biases;
+  std::vector<bridge::Layer> layers;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool last = i + 1 == weights.size();
+    views.push_back(as_matrix(weights[i]));
+    const at::Tensor bias = biases.get(i).value_or(at::Tensor());
+    // The dispatcher resolves lazy negation in tensors and lists of them, not
+    // in lists of optional ones.
+    dense_biases.push_back(bias.defined() ? bias.resolve_neg().contiguous()
+                                          : bias);
+    layers.push_back({views.back().matrix,
+                      bias.defined() ? address(dense_biases.back()) : 0,
+                      last ? address(output) : hidden[i], !last || relu_last});
+  }
+  const bridge::Report report =
+      with_workspace(call, [&](const bridge::Call& c) {
+        return bridge::mlp(c, x.matrix, {layers.data(), layers.size()});
+      });
+  return done("fused_mlp", report);
+}
+
+at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
+                     const Biases& biases, bool relu_last) {
+  check_mlp(input, weights, biases);
+  const c10::OptionalDeviceGuard guard(input.device());
+  auto call = make_call(input);
+  if (!call || !has_elements(input, weights)) {
+    return composite::mlp(input, weights, biases, relu_last);
+  }
+  // Hidden results lie in two buffers in turn: one is written while the other
+  // is read.
+  int64_t widest[2] = {0, 0};
+  for (size_t i = 0; i + 1 < weights.size(); ++i) {
+    widest[i % 2] = std::max(widest[i % 2], weights[i].size(0));
+  }
+  const MlpLayout layout =
+      MlpLayout(input.numel() / input.size(-1), {widest[0], widest[1]},
+                input.element_size());
+  const at::Tensor buffers =
+      weights.size() > 1 ? at::empty_symint({layout.total}, input.options())
+                         : at::Tensor();
+  std::vector<size_t> hidden;
+  if (buffers.defined()) {
+    const auto turns = addresses(buffers, layout.offsets);
+    for (size_t i = 0; i + 1 < weights.size(); ++i) {
+      hidden.push_back(turns[i % 2]);
+    }
+  }
+  const at::Tensor output =
+      at::empty_symint(mlp_output_sizes(input, weights), input.options());
+  if (run_layers(*call, input, weights, biases, relu_last, hidden, output)) {
+    return output;
+  }
+  return composite::mlp(input, weights, biases, relu_last);
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
+                                                     at::TensorList weights,
+                                                     const Biases& biases,
+                                                     bool relu_last) {
+  check_mlp(input, weights, biases);
+  const c10::OptionalDeviceGuard guard(input.device());
+  auto call = make_call(input);
+  if (!call || !has_elements(input, weights)) {
+    return composite::mlp_forward(input, weights, biases, relu_last);
+  }
+  const MlpLayout layout = MlpLayout::of(input, weights);
+  const at::Tensor activations = empty_activations(layout, input);
+  const at::Tensor output =
+      at::empty_symint(mlp_output_sizes(input, weights), input.options());
+  if (run_layers(*call, input, weights, biases, relu_last,
+                 addresses(activations, layout.offsets), output)) {
+    return {output, activations};
+  }
+  return composite::mlp_forward(input, weights, biases, relu_last);
+}
+
+// Results and scratch of one backward call.
+struct BackwardMemory {
+  std::vector<at::Tensor> gradients;  // as the mask counts them
+  at::Tensor scratch;
+  std::vector<size_t> parts;  // the masked gradient, the one on its way
+
+  BackwardMemory(const MlpMask& mask, int64_t rows, const at::Tensor& input,
+                 at::TensorList weights, bool relu_last)
+      : gradients(mask.bits().size()) {
+    const auto options = input.options();
+    if (mask.input()) gradients[0] = at::empty(input.sizes(), options);
+    int64_t masked = 0, on_the_way = 0;
+    for (size_t i = mask.lowest(); i < weights.size(); ++i) {
+      const bool last = i + 1 == weights.size();
+      const int64_t width = weights[i].size(0);
+      if (mask.weight(i)) {
+        gradients[1 + i] = at::empty(weights[i].sizes(), options);
+      }
+      if (mask.bias(i) && (!last || relu_last)) {
+        gradients[1 + weights.size() + i] = at::empty({width}, options);
+      }
+      if ((mask.weight(i) || mask.in_front_of(i)) && (!last || relu_last)) {
+        masked = std::max(masked, width);
+      }
+      if (!last) on_the_way = std::max(on_the_way, width);
+    }
+    const MlpLayout layout =
+        MlpLayout(rows, {masked, on_the_way}, input.element_size());
+    scratch = at::empty_symint({layout.total}, options);
+    parts = addresses(scratch, layout.offsets);
+  }
+};
+
+size_t optional_address(const at::Tensor& t) {
+  return t.defined() ? address(t) : 0;
+}
+
+std::vector<at::Tensor> fused_mlp_backward(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    at::TensorList weights, const at::Tensor& activations,
+    const std::optional<at::Tensor>& output, const c10::List<bool>& mask_bits) {
+  check_mlp_backward(grad_output, input, weights, activations, output,
+                     mask_bits);
+  const MlpMask mask(mask_bits);
+  const size_t count = weights.size();
+  if (mask.lowest() == count) return {};
+  const c10::OptionalDeviceGuard guard(input.device());
+  auto call = make_call(input);
+  if (!call || !has_elements(input, weights)) {
+    return composite::checked_mlp_backward(grad_output, input, weights,
+                                           activations, output, mask_bits);
+  }
+  const bool relu_last = output.has_value() && output->defined();
+  const int64_t rows = input.numel() / input.size(-1);
+  // Only the mask kernel reads gradients with any strides.
+  const MatrixView dy = as_matrix(grad_output, /*any_strides=*/relu_last);
+  const at::Tensor y = relu_last ? output->contiguous() : at::Tensor();
+  const at::Tensor saved = activations.contiguous();
+  const auto hidden = addresses(saved, MlpLayout::of(input, weights).offsets);
+  BackwardMemory memory(mask, rows, input, weights, relu_last);
+  auto& gradients = memory.gradients;
+
+  // Only what a wanted gradient reads: the others may be stand-ins that a
+  // view cannot express, not worth a copy.
+  const MatrixView x = mask.weight(0) ? as_matrix(input) : MatrixView{};
+  std::vector<MatrixView> views;
+  std::vector<bridge::LayerBackward> layers;
+  for (size_t i = count; i-- > mask.lowest();) {
+    const bool last = i + 1 == count;
+    const bool needs_masked = mask.weight(i) || mask.in_front_of(i);
+    bridge::LayerBackward layer{};
+    layer.input = x.matrix;
+    if (i > 0) {
+      const int64_t k = weights[i].size(1);
+      layer.input = {hidden[i - 1], rows, k, k, 1};
+    }
+    if (mask.in_front_of(i)) {
+      views.push_back(as_matrix(weights[i]));
+      layer.weight = views.back().matrix;
+      layer.grad_input = i == 0 ? address(gradients[0]) : memory.parts[1];
+    }
+    layer.grad_weight = optional_address(gradients[1 + i]);
+    if (!last || relu_last) {
+      layer.output = last ? address(y) : hidden[i];
+      layer.masked = needs_masked ? memory.parts[0] : 0;
+      layer.grad_bias = optional_address(gradients[1 + count + i]);
+    }
+    layers.push_back(layer);
+  }
+  const bridge::Report report =
+      with_workspace(*call, [&](const bridge::Call& c) {
+        return bridge::mlp_backward(c, dy.matrix,
+                                    {layers.data(), layers.size()});
+      });
+  if (!done("fused_mlp_backward", report)) {
+    return composite::checked_mlp_backward(grad_output, input, weights,
+                                           activations, output, mask_bits);
+  }
+  // No mask kernel has summed this one.
+  if (mask.bias(count - 1) && !relu_last) {
+    gradients.back() = at::sum(composite::flatten_rows(grad_output), 0);
+  }
+  return mask.pick(std::move(gradients));
+}
+
+TORCH_LIBRARY_IMPL(hypatia, CUDA, m) {
+  if (!registers_operators()) return;
+  m.impl("fused_mlp", &fused_mlp);
+  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_backward", &fused_mlp_backward);
+}
+
+}  // namespace
+}  // namespace hypatia

@@ -1,0 +1,12 @@
+// What a CUDA kernel does with the bridge's answer.
+#pragma once
+
+#include "hypatia/src/bridge.rs.h"
+
+namespace hypatia {
+
+// True if the work is done. Otherwise ATen's turn: silently where that is by
+// design, with one warning a reason where something is missing or failed.
+bool done(const char* op, const bridge::Report& report);
+
+}  // namespace hypatia

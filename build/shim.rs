@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 28] = [
+const SOURCES: [&str; 29] = [
     "register",
     "check",
     "composite",
@@ -34,10 +34,11 @@ const SOURCES: [&str; 28] = [
     "graph/export",
     "graph/apply",
     "graph/fold",
+    "graph/handles",
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 2] = ["src/bridge.rs", "src/bridge/graph.rs"];
+const BRIDGES: [&str; 3] = ["src/bridge.rs", "src/bridge/graph.rs", "src/bridge/module.rs"];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {

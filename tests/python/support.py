@@ -26,6 +26,12 @@ FORWARD, BACKWARD, BUILD_INFO = (
     "hypatia::fused_linear_relu_backward",
     "hypatia::build_info",
 )
+OPTIMIZE, EXPLAIN = "hypatia::optimize", "hypatia::explain"
+
+
+def optimize(module):
+    """`module` optimized, as the class that Python users know."""
+    return torch.jit._recursive.wrap_cpp_module(torch.ops.hypatia.optimize(module))
 
 
 def eager(input, weight, bias=None):

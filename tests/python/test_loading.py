@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from support import BACKWARD, BUILD_INFO, FORWARD, LIBRARY, python_ok
+from support import BACKWARD, BUILD_INFO, EXPLAIN, FORWARD, LIBRARY, OPTIMIZE, python_ok
 
 # What every process ends with: operators that work, forward and backward.
 CHECK = """
@@ -145,7 +145,7 @@ def test_in_a_thread():
 def test_operators():
     """All of them, and no others."""
     names = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hypatia::")}
-    assert names == {FORWARD, BACKWARD, BUILD_INFO}
+    assert names == {FORWARD, BACKWARD, BUILD_INFO, OPTIMIZE, EXPLAIN}
     for name in names:
         overload = getattr(torch.ops.hypatia, name.removeprefix("hypatia::")).default
         assert torch.Tag.pt2_compliant_tag in overload.tags

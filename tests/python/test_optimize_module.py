@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphs import check, kinds, text
-from support import FORWARD, optimize, python_ok, rand, LIBRARY
+from support import FORWARD, LIBRARY, optimize, python_ok, rand
 
 explain = torch.ops.hypatia.explain
 
@@ -188,6 +188,14 @@ def test_explain():
     assert set(keys.split()) <= set(report)
     assert report["fused_ops"][FORWARD] >= 2
     assert all({"rule", "at", "cost_delta"} <= set(r) for r in report["rewrites"])
+
+
+def test_after_a_run_without_optimizations():
+    """LibTorch then keeps graphs of submodules that were not inlined."""
+    original, x = torch.jit.script(Net()), rand(5, 8)
+    with torch.jit.optimized_execution(False):
+        original(x)
+    assert kinds(optimize(original))[FORWARD] == 2
 
 
 def test_explain_says_why_not():

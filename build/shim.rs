@@ -42,10 +42,11 @@ const SOURCES: &[&str] = &[
     "graph/export",
     "graph/apply",
     "graph/fold",
+    "graph/handles",
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 2] = ["src/bridge.rs", "src/bridge/graph.rs"];
+const BRIDGES: [&str; 3] = ["src/bridge.rs", "src/bridge/graph.rs", "src/bridge/module.rs"];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {

@@ -58,3 +58,12 @@ def load(library=None):
         )
     torch.ops.load_library(str(library))
     return torch.ops.hypatia
+
+
+def optimize(module):
+    """A ScriptModule that computes the same as `module`, with the same parameters.
+
+    `torch.ops.hypatia.optimize` returns LibTorch's bare module, which has
+    `forward` and `save`; this puts Python's class around it again.
+    """
+    return torch.jit._recursive.wrap_cpp_module(torch.ops.hypatia.optimize(module))

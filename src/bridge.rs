@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::missing_safety_doc)]
 
 pub mod graph;
+pub mod module;
 mod session;
 
 use crate::build_info;

@@ -1,5 +1,6 @@
 //! The C ABI of `include/hypatia/hypatia.h`: the operators on tensor handles
-//! (`at::Tensor*`, as tch, AOTInductor's shim and other bindings hold them).
+//! (`at::Tensor*`, as tch, AOTInductor's shim and other bindings hold them) and
+//! on module handles (`torch::jit::Module*`).
 //!
 //! Every function returns 0 or a status and leaves its message for
 //! `hypatia_last_error`, which is per thread. No function unwinds.
@@ -10,6 +11,7 @@ use std::ffi::{c_char, CString};
 use std::sync::LazyLock;
 
 use crate::bridge::ffi::{self, Tensor};
+use crate::bridge::module::ffi::{call_explain, call_optimize, Module};
 use crate::error::{guarded, Error};
 
 /// Success.
@@ -45,7 +47,11 @@ pub(crate) fn libtorch_error(error: &cxx::Exception) -> Error {
 }
 
 fn null_argument(op: &'static str, name: &str) -> Error {
-    Error::Argument { op, expected: format!("a tensor for {name}"), got: "a null pointer".into() }
+    null("tensor", op, name)
+}
+
+fn null(what: &str, op: &'static str, name: &str) -> Error {
+    Error::Argument { op, expected: format!("a {what} for {name}"), got: "a null pointer".into() }
 }
 
 /// # Safety
@@ -239,4 +245,72 @@ pub unsafe extern "C" fn hypatia_tensor_free(tensor: *mut Tensor) {
         drop(unsafe { cxx::UniquePtr::from_raw(tensor) });
         Ok(())
     });
+}
+
+/// `*result` = a module that computes the same, with the same parameters.
+///
+/// # Safety
+/// `module` is null or a live `torch::jit::Module`, `result` null or writable.
+/// The caller owns `*result`.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_optimize(module: *const Module, result: *mut *mut Module) -> i32 {
+    const OP: &str = "optimize";
+    status(OP, || {
+        // SAFETY: the caller's promise; null is refused here.
+        let module = unsafe { module.as_ref() }.ok_or_else(|| null("module", OP, "module"))?;
+        if result.is_null() {
+            return Err(null("pointer", OP, "result"));
+        }
+        let optimized = call_optimize(module).map_err(|error| libtorch_error(&error))?;
+        // SAFETY: not null, and writable by the caller's promise.
+        unsafe { *result = optimized.into_raw() };
+        Ok(())
+    })
+}
+
+/// `*result` = the JSON of `hypatia::explain`.
+///
+/// # Safety
+/// `module` is null or a live `torch::jit::Module`, `result` null or writable.
+/// The caller owns `*result`.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_explain(module: *const Module, result: *mut *mut c_char) -> i32 {
+    const OP: &str = "explain";
+    status(OP, || {
+        // SAFETY: the caller's promise; null is refused here.
+        let module = unsafe { module.as_ref() }.ok_or_else(|| null("module", OP, "module"))?;
+        if result.is_null() {
+            return Err(null("pointer", OP, "result"));
+        }
+        let text = call_explain(module).map_err(|error| libtorch_error(&error))?;
+        let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
+        // SAFETY: not null, and writable by the caller's promise.
+        unsafe { *result = text.into_raw() };
+        Ok(())
+    })
+}
+
+/// Frees a module that a function of this ABI returned; null is allowed.
+///
+/// # Safety
+/// `module` is null or was returned by this ABI and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_module_free(module: *mut Module) {
+    let _ = guarded("module_free", || {
+        // SAFETY: the caller's promise; a UniquePtr accepts null.
+        drop(unsafe { cxx::UniquePtr::from_raw(module) });
+        Ok(())
+    });
+}
+
+/// Frees a string that [`hypatia_explain`] returned; null is allowed.
+///
+/// # Safety
+/// `text` is null or was returned by this ABI and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn hypatia_string_free(text: *mut c_char) {
+    if !text.is_null() {
+        // SAFETY: made by `CString::into_raw` in `hypatia_explain`.
+        drop(unsafe { CString::from_raw(text) });
+    }
 }

@@ -69,6 +69,21 @@ Relation relation(const jit::Node* node, size_t index) {
   return Relation::reads;
 }
 
+bool is_sealed(const jit::Node* node) {
+  if (node->kind() != jit::prim::ListConstruct &&
+      node->kind() != jit::prim::TupleConstruct) {
+    return false;
+  }
+  for (const jit::Use& use : node->output()->uses()) {
+    const bool returned = use.user == node->owningGraph()->return_node();
+    if (!returned && !is_sealed(use.user) &&
+        relation(use.user, use.offset) != Relation::reads) {
+      return false;
+    }
+  }
+  return true;
+}
+
 size_t Aliases::root(size_t i) {
   while (parent_[i] != i) i = parent_[i] = parent_[parent_[i]];
   return i;
@@ -109,7 +124,7 @@ void Aliases::add(const jit::Node* node) {
   for (const jit::Block* block : node->blocks()) add_block(block);
   const auto outputs = node->outputs();
   if (node->kind() == jit::prim::Constant ||
-      node->kind() == jit::prim::GetAttr) {
+      node->kind() == jit::prim::GetAttr || is_sealed(node)) {
     return;  // The caller knows whose they are.
   }
   if (node->kind() == jit::prim::If) {

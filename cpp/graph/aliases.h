@@ -23,6 +23,10 @@ enum class Relation {
 // What `node` does with input `index`.
 Relation relation(const jit::Node* node, size_t index);
 
+// A list or tuple whose elements nothing takes out again: it is only read, or
+// returned by the graph. Its elements share no memory through it.
+bool is_sealed(const jit::Node* node);
+
 class Aliases {
  public:
   // Adds the edges of `node`, and of its blocks.

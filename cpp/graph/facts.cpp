@@ -102,6 +102,8 @@ void Facts::judge(const jit::Block* block, const jit::AliasDb& db) {
 bool Facts::touches_written(const jit::Node* node) const {
   for (const jit::Value* value : node->inputs()) {
     if (is_written(value)) return true;
+    // Who reads a list reads its elements.
+    if (is_sealed(value->node()) && touches_written(value->node())) return true;
   }
   for (const jit::Value* value : node->outputs()) {
     if (is_written(value)) return true;

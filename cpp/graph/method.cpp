@@ -42,9 +42,33 @@ class WithoutAutocast {
   std::array<bool, 2> enabled_{};
 };
 
+bool calls_a_graph(jit::Block* block) {
+  for (jit::Node* node : block->nodes()) {
+    if (node->kind() == jit::prim::CallFunction &&
+        jit::tryToGraphFunction(node) != nullptr) {
+      return true;
+    }
+    if (node->kind() == jit::prim::CallMethod) {
+      const auto type = node->inputs()[0]->type()->cast<c10::ClassType>();
+      auto* method =
+          type ? type->findMethod(node->s(jit::attr::name)) : nullptr;
+      if (method != nullptr && method->isGraphFunction()) return true;
+    }
+    for (jit::Block* nested : node->blocks()) {
+      if (calls_a_graph(nested)) return true;
+    }
+  }
+  return false;
+}
+
 // What TorchScript's own executor does first, in its order.
 void prepare(std::shared_ptr<jit::Graph>& graph) {
-  jit::Inline(*graph);
+  // Once does for a callee that was inlined itself; one that ran under
+  // torch.jit.optimized_execution(False) is kept as it was written.
+  constexpr int deepest = 1000;
+  for (int i = 0; i < deepest && calls_a_graph(graph->block()); ++i) {
+    jit::Inline(*graph);
+  }
   jit::PeepholeOptimize(graph, /*disable_shape_peepholes=*/true);
   jit::ConstantPropagationImmutableTypes(graph);
   jit::LowerSimpleTuples(graph);

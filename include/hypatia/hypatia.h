@@ -103,6 +103,30 @@ int32_t hypatia_fused_mlp(const HypatiaTensor* input,
 /* Ends a tensor that a function above returned, once; NULL is allowed. */
 void hypatia_tensor_free(HypatiaTensor* tensor);
 
+/* A TorchScript module. A handle is a torch::jit::Module*, as tch
+ * (CModule's pointer) and C++ (&module) hold it; cast it.
+ *
+ * Ownership: as for tensors. A module that is written is a new
+ * torch::jit::Module on the heap that belongs to the caller, who ends it with
+ * hypatia_module_free (C++ may `delete` it). The object behind it is
+ * LibTorch's, counted. */
+typedef struct HypatiaModule HypatiaModule;
+
+/* *result = a module that computes what `module` does, with the same tensors
+ * as parameters and buffers; `module` is untouched. Written on HYPATIA_OK only;
+ * the caller owns it. */
+int32_t hypatia_optimize(const HypatiaModule* module, HypatiaModule** result);
+
+/* *result = what hypatia_optimize would do and why, as JSON. Written on
+ * HYPATIA_OK only; the caller owns it and ends it with hypatia_string_free. */
+int32_t hypatia_explain(const HypatiaModule* module, char** result);
+
+/* Ends a module that hypatia_optimize wrote, once; NULL is allowed. */
+void hypatia_module_free(HypatiaModule* module);
+
+/* Ends a string that hypatia_explain wrote, once; NULL is allowed. */
+void hypatia_string_free(char* text);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

@@ -35,6 +35,12 @@ MLP, MLP_FORWARD, MLP_BACKWARD = (
     "hypatia::_fused_mlp_forward",
     "hypatia::fused_mlp_backward",
 )
+OPTIMIZE, EXPLAIN = "hypatia::optimize", "hypatia::explain"
+
+
+def optimize(module):
+    """`module` optimized, as the class that Python users know."""
+    return torch.jit._recursive.wrap_cpp_module(torch.ops.hypatia.optimize(module))
 
 
 def eager(input, weight, bias=None):

@@ -12,11 +12,13 @@ import torch
 from support import (
     BACKWARD,
     BUILD_INFO,
+    EXPLAIN,
     FORWARD,
     LIBRARY,
     MLP,
     MLP_BACKWARD,
     MLP_FORWARD,
+    OPTIMIZE,
     python_ok,
 )
 
@@ -155,7 +157,16 @@ def test_in_a_thread():
 def test_operators():
     """All of them, and no others."""
     names = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hypatia::")}
-    assert names == {FORWARD, BACKWARD, MLP, MLP_FORWARD, MLP_BACKWARD, BUILD_INFO}
+    assert names == {
+        FORWARD,
+        BACKWARD,
+        MLP,
+        MLP_FORWARD,
+        MLP_BACKWARD,
+        BUILD_INFO,
+        OPTIMIZE,
+        EXPLAIN,
+    }
     for name in names:
         overload = getattr(torch.ops.hypatia, name.removeprefix("hypatia::")).default
         assert torch.Tag.pt2_compliant_tag in overload.tags

@@ -8,15 +8,10 @@ import re
 import pytest
 import torch
 
-import support  # noqa: F401
+from support import optimize
 from zoo import CASES
 
 explain = torch.ops.hypatia.explain
-
-
-def optimize(module):
-    """The operator returns torch's bare module handle; this makes it callable."""
-    return torch.jit._recursive.wrap_cpp_module(torch.ops.hypatia.optimize(module))
 
 
 def tensors(value):

@@ -31,6 +31,7 @@ const SOURCES: &[&str] = &[
     "handles",
     "graph/optimize",
     "graph/module",
+    "graph/machine",
     "graph/method",
     "graph/attributes",
     "graph/functional",

@@ -4,6 +4,8 @@
 
 #include <unordered_map>
 
+#include "cpp/graph/machine.h"
+
 namespace hypatia::graph {
 namespace {
 
@@ -62,6 +64,12 @@ bridge::Options options_for(const jit::Module& module) {
   }
   for (const auto& tensor : module.buffers()) {
     if (tensor.is_cuda()) options.device = "cuda";
+  }
+  if (options.device == "cpu") {
+    const auto& cpu = cpu_profile();
+    options.cpu_gflops = cpu.gflops;
+    options.cpu_gbytes = cpu.gbytes;
+    options.cpu_dispatch_us = cpu.dispatch_us;
   }
   return options;
 }

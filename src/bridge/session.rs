@@ -5,18 +5,28 @@ use super::graph::ffi;
 use crate::error::{guarded, Error};
 use crate::graph::records::{self as pure, StepKind};
 use crate::graph::session::Session as Optimizer;
+use crate::launch;
 
 /// One call of optimize or explain.
 pub struct Session(Optimizer);
 
 pub(crate) fn new_session(options: &ffi::Options) -> Box<Session> {
     Box::new(Session(Optimizer::new(&pure::Options {
-        device: options.device.clone(),
+        device: profiled(&options.device),
         cpu_gflops: options.cpu_gflops,
         cpu_gbytes: options.cpu_gbytes,
         cpu_dispatch_us: options.cpu_dispatch_us,
         rows: options.rows,
     })))
+}
+
+/// Which profile predicts: of any CUDA device, the one that the first is.
+fn profiled(device: &str) -> String {
+    let hopper = || launch::device::device(0).is_ok_and(|device| device.capability / 10 == 9);
+    if device == "cuda" && hopper() {
+        return "h100".into();
+    }
+    device.into()
 }
 
 impl Session {

@@ -15,6 +15,8 @@ pub struct Device {
     context: Arc<CudaContext>,
     cublaslt: &'static CublasLt,
     handle: LtHandle,
+    /// Compute capability, as 90 for 9.0.
+    pub capability: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: i64,
     /// cuBLASLt may use this much scratch memory.
@@ -59,6 +61,7 @@ impl Device {
             context,
             cublaslt,
             handle,
+            capability,
             multiprocessors: i64::from(multiprocessors),
             gemm_workspace_limit: gemm_workspace_limit(capability),
             modules,

@@ -13,8 +13,8 @@ namespace tracer = torch::jit::tracer;
 
 at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
                      const Biases& biases, bool relu_last) {
-  const c10::impl::ExcludeDispatchKeyGuard no_tracer(c10::DispatchKey::Tracer);
   if (!tracer::isTracing()) {
+    const at::tracer::impl::NoTracerDispatchMode no_tracer;
     return dispatch::fused_mlp(input, weights, biases, relu_last);
   }
   const auto state = tracer::getTracingState();
@@ -27,7 +27,9 @@ at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
   tracer::addInputs(node, "relu_last", relu_last);
   state->insertNode(node);
 
-  // What runs inside is not part of the trace; it goes on even after an error.
+  // What runs inside is not part of the trace, which goes on even after an
+  // error. Without a state the key is off: no guard, which would forbid to
+  // turn it on again.
   struct Pause {
     std::shared_ptr<tracer::TracingState> state;
     ~Pause() { tracer::setTracingState(state); }

@@ -1,5 +1,6 @@
 // Tracer key (torch.jit.trace): LibTorch records operators by itself, except
 // those with a list of optional tensors. The steps of its generated kernels.
+#include <ATen/TracerMode.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/library.h>
 

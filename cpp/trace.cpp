@@ -1,5 +1,6 @@
 // Tracer key (torch.jit.trace): LibTorch records operators by itself, except
 // those with a list of optional tensors. The steps of its generated kernels.
+#include <ATen/TracerMode.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/library.h>
 
@@ -13,8 +14,8 @@ namespace tracer = torch::jit::tracer;
 
 at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
                      const Biases& biases, bool relu_last) {
-  const c10::impl::ExcludeDispatchKeyGuard no_tracer(c10::DispatchKey::Tracer);
   if (!tracer::isTracing()) {
+    const at::tracer::impl::NoTracerDispatchMode no_tracer;
     return dispatch::fused_mlp(input, weights, biases, relu_last);
   }
   const auto state = tracer::getTracingState();
@@ -27,7 +28,9 @@ at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
   tracer::addInputs(node, "relu_last", relu_last);
   state->insertNode(node);
 
-  // What runs inside is not part of the trace; it goes on even after an error.
+  // What runs inside is not part of the trace, which goes on even after an
+  // error. Without a state the key is off: no guard, which would forbid to
+  // turn it on again.
   struct Pause {
     std::shared_ptr<tracer::TracingState> state;
     ~Pause() { tracer::setTracingState(state); }

@@ -248,6 +248,21 @@ def test_nothing_outlives_its_use(backward):
         assert [uses(s) for s in storages] == [1, 1, 1, 1]
 
 
+def test_backward_frees_activations():
+    """Which no user holds: only the hooks see them."""
+    leaves, storages = mlp_operands((9,), (7, 6, 5), requires_grad=True), {}
+
+    def pack(t):
+        storages[t.numel()] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = mlp(*leaves)
+    assert uses(storages[9 * 6]) > 1
+    output.sum().backward()
+    assert uses(storages[9 * 6]) == 1 and output.grad_fn is not None
+
+
 def test_saved_tensor_hooks_and_checkpointing():
     leaves = mlp_operands((9,), (7, 6, 5), requires_grad=True)
     want = torch.autograd.grad(mlp(*leaves).sum(), flat(leaves))

@@ -52,10 +52,10 @@ TORCH_LIBRARY_FRAGMENT(hypatia, m) {
       compliant);
   m.def("build_info() -> str", &build_info, compliant);
   // Boxed: no typed call can pass `Any`.
-  m.def("optimize(Any module) -> Any",
-        torch::CppFunction::makeFromBoxedFunction<&optimize>());
-  m.def("explain(Any module) -> str",
-        torch::CppFunction::makeFromBoxedFunction<&explain>());
+  m.def("optimize(Any module) -> Any", compliant);
+  m.def("explain(Any module) -> str", compliant);
+  m.impl("optimize", torch::CppFunction::makeFromBoxedFunction<&optimize>());
+  m.impl("explain", torch::CppFunction::makeFromBoxedFunction<&explain>());
 }
 
 }  // namespace

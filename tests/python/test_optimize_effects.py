@@ -112,6 +112,29 @@ class LaterReadThroughDropout(Two):
 
 
 @case(KEPT)
+class WriteBetween(Two):
+    """Outside training d is y: the product must stay before the write."""
+
+    def forward(self, x):
+        y = self.a(x)
+        d = F.dropout(y, 0.5, self.training)
+        z = self.b(y)
+        d.add_(1.0)
+        return F.relu(z), d, F.relu(self.b(x))
+
+
+@case(KEPT)
+class WriteBetweenInAList(Two):
+    """The list is read before its element is written."""
+
+    def forward(self, x):
+        y = self.a(x)
+        z = F.linear(torch.cat([y, x], 1), torch.ones(6, 12))
+        y.add_(1.0)
+        return F.relu(z), y, F.relu(self.b(x))
+
+
+@case(KEPT)
 class ViewBeforeWrite(Two):
     def forward(self, x):
         y = self.a(x)
@@ -292,6 +315,7 @@ NO_BACKWARD = {
     "ListThatGrows",
     "TwinsOneWritten",
     "WriteInALoop",
+    "WriteBetween",
     "ParameterWritten",
 }
 

@@ -47,10 +47,17 @@ std::vector<at::Tensor> all_layers(const at::Tensor& input,
 at::Tensor mlp(const at::Tensor& input, at::TensorList weights,
                const Biases& biases, bool relu_last) {
   at::Tensor h = flatten_rows(input);
-  for (size_t i = 0; i + 1 < weights.size(); ++i) {
-    h = linear_relu(h, weights[i], biases.get(i));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    // What linear does with rows, without asking again what they are: a layer
+    // on little data costs its calls, not its products.
+    const std::optional<at::Tensor> bias = biases.get(i);
+    const at::Tensor transposed = weights[i].t();
+    h = bias.has_value() && bias->defined()
+            ? at::addmm(bias->contiguous(), h, transposed)
+            : at::mm(h, transposed);
+    if (i + 1 < weights.size() || relu_last) h.relu_();
   }
-  return last_layer(h, input, weights, biases, relu_last);
+  return h.contiguous().view_symint(mlp_output_sizes(input, weights));
 }
 
 std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input,

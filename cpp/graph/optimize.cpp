@@ -2,6 +2,7 @@
 
 #include <torch/csrc/jit/api/method.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -21,21 +22,41 @@ jit::Module module_argument(const char* op, const c10::IValue& value) {
 
 using Replacement = std::pair<std::string, std::shared_ptr<jit::Graph>>;
 
-// The new graphs of those methods that change.
+// The new graphs of those methods that change. What one pass made may be read
+// by the next: passes go on until one changes nothing.
 std::vector<Replacement> new_graphs(const jit::Module& module,
                                     bridge::Session& session) {
+  constexpr int passes = 8;
   std::vector<Replacement> found;
-  for (const auto& method : module.get_methods()) {
-    auto* function = jit::tryToGraphFunction(method.function());
-    if (function == nullptr) {
-      session.note_skipped(rust::String::lossy(method.name()),
-                           "the method has no graph");
-      continue;
+  const auto graph_of = [&](const std::string& name, jit::GraphFunction& f) {
+    for (const auto& [known, graph] : found) {
+      if (known == name) return graph;
     }
-    function->ensure_defined();
-    auto graph = graph::optimize_method(module, method.name(),
-                                        *function->graph(), session);
-    if (graph) found.emplace_back(method.name(), std::move(graph));
+    return f.graph();
+  };
+  for (int pass = 0; pass < passes; ++pass) {
+    session.begin_pass();
+    bool changed = false;
+    for (const auto& method : module.get_methods()) {
+      auto* function = jit::tryToGraphFunction(method.function());
+      if (function == nullptr) {
+        session.note_skipped(rust::String::lossy(method.name()),
+                             "the method has no graph");
+        continue;
+      }
+      function->ensure_defined();
+      const auto before = graph_of(method.name(), *function);
+      auto graph =
+          graph::optimize_method(module, method.name(), *before, session);
+      if (!graph) continue;
+      changed = true;
+      const auto old = std::find_if(
+          found.begin(), found.end(),
+          [&](const auto& entry) { return entry.first == method.name(); });
+      if (old != found.end()) found.erase(old);
+      found.emplace_back(method.name(), std::move(graph));
+    }
+    if (!changed) break;
   }
   return found;
 }

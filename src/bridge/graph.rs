@@ -170,6 +170,10 @@ pub mod ffi {
 
         fn new_session(options: &Options) -> Box<Session>;
 
+        /// Starts over with the module as it is now: counts are of the last
+        /// pass, times and rewrites of all.
+        fn begin_pass(self: &mut Session);
+
         /// The block's replacement. An error means the block stays as it is.
         fn optimize_block(self: &mut Session, block: &Block) -> Result<Edits>;
 

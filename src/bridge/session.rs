@@ -42,6 +42,10 @@ impl Session {
         })
     }
 
+    pub(crate) fn begin_pass(&mut self) {
+        self.0.begin_pass();
+    }
+
     pub(crate) fn note_rewrite(&mut self, rule: &str, at: &str) {
         self.0.note_rewrite(rule, at);
     }

@@ -79,13 +79,16 @@ impl Costs<'_> {
                 let m = self.rows_of(args[0]);
                 p.fused_us + self.layer(m, args[1]) + self.relu(m, args[1])
             }
-            Op::Mlp { .. } => {
+            Op::Mlp { relu_last } => {
                 let m = self.rows_of(args[0]);
                 let layers = args[1..].chunks_exact(2);
-                let lists = 2.0 * (0.1 + 0.02 * layers.len() as f64);
-                let each =
-                    |pair: &[Id]| p.layer_us + self.layer(m, pair[0]) + self.relu(m, pair[0]);
-                p.mlp_us + lists + layers.map(each).sum::<f64>()
+                let (count, lists) = (layers.len(), 2.0 * (0.1 + 0.02 * layers.len() as f64));
+                let each = |(n, pair): (usize, &[Id])| {
+                    let relu = n + 1 < count || *relu_last;
+                    let pass = if relu { self.relu(m, pair[0]) } else { 0.0 };
+                    p.layer_us + self.layer(m, pair[0]) + pass
+                };
+                p.mlp_us + lists + layers.enumerate().map(each).sum::<f64>()
             }
             Op::Relu => p.pointwise_us + 2.0 * self.bytes_of(class) / p.bytes,
             Op::Native { kind, .. } => self.native(class, kind, args),

@@ -70,6 +70,12 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
     for index in 0..block.nodes.len() {
         this.import_node(index);
     }
+    // Readers that will be gone are none.
+    for node in this.identities.iter().chain(&this.dead) {
+        for input in &block.nodes[*node].inputs {
+            this.uses[*input as usize] -= 1;
+        }
+    }
     Ok(this)
 }
 

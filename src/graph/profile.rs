@@ -51,18 +51,19 @@ const H100: Profile = Profile {
 const GPU: Profile =
     Profile { name: "gpu", products: [7e6, 0.25e6, 50e6], bytes: 0.6e6, layer_us: 4.0, ..H100 };
 
-/// A CPU of two cores with AVX-512, where nothing was measured.
+/// A CPU of two cores, where nothing was measured. The ratios between calls
+/// are those of TorchScript on torch 2.11 (`docs/performance.md`).
 const CPU: Profile = Profile {
     name: "cpu",
     products: [60e3, 30e3, 30e3],
     bytes: 15e3,
-    product_us: 3.0,
-    fused_us: 3.0,
-    mlp_us: 2.5,
-    layer_us: 1.5,
-    pointwise_us: 1.5,
-    view_us: 0.8,
-    metadata_us: 0.3,
+    product_us: 2.65,
+    fused_us: 3.1,
+    mlp_us: 0.5,
+    layer_us: 2.0,
+    pointwise_us: 0.85,
+    view_us: 0.5,
+    metadata_us: 0.12,
     relu_pass: true,
 };
 

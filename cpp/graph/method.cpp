@@ -6,7 +6,9 @@
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/passes/peephole.h>
 
+#include <algorithm>
 #include <array>
+#include <unordered_set>
 #include <vector>
 
 #include "cpp/graph/apply.h"
@@ -74,11 +76,42 @@ void prepare(std::shared_ptr<jit::Graph>& graph) {
   jit::LowerSimpleTuples(graph);
 }
 
+// Whether `value` may be what some dropout returned: its very input, outside
+// training, although its schema says otherwise.
+bool passed_through(const jit::Value* value,
+                    std::unordered_set<const jit::Value*>& seen) {
+  if (!seen.insert(value).second) return false;
+  const jit::Node* node = value->node();
+  if (is_dropout(node)) return true;
+  const auto any = [&](at::ArrayRef<const jit::Value*> values) {
+    return std::any_of(values.begin(), values.end(), [&](const auto* item) {
+      return passed_through(item, seen);
+    });
+  };
+  for (const jit::Block* nested : node->blocks()) {
+    if (any(nested->outputs())) return true;
+  }
+  if (returns_fresh(node)) return false;
+  return any(node->inputs());
+}
+
+bool writes(const jit::Node* node) {
+  const auto* schema = node->maybeSchema();
+  return schema != nullptr && schema->is_mutable();
+}
+
 // A reason to leave the whole method alone.
 std::string obstacle(const jit::Block* block) {
   for (const jit::Node* node : block->nodes()) {
     if (node->kind() == jit::prim::Enter) {
       return "it has a with statement, whose bounds operators must not cross";
+    }
+    // TorchScript's dead code elimination, which is part of its other passes,
+    // would take such a write for one that nobody sees.
+    std::unordered_set<const jit::Value*> seen;
+    if (writes(node) && !node->hasUses() && !node->inputs().empty() &&
+        passed_through(node->inputs()[0], seen)) {
+      return "it writes into what a dropout may have passed through";
     }
     for (const jit::Block* nested : node->blocks()) {
       auto reason = obstacle(nested);
@@ -139,9 +172,10 @@ std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
                                       jit::Graph& original,
                                       bridge::Session& session) {
   auto graph = original.copy();
-  prepare(graph);
+  jit::Inline(*graph);
   const auto reason = obstacle(graph->block());
   TORCH_CHECK(reason.empty(), reason);
+  prepare(graph);
   const Attributes attributes(*graph, module);
   const auto notes = functionalize(*graph, attributes, name, on_cpu(module));
   const Facts facts(graph, attributes);

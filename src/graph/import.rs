@@ -98,7 +98,9 @@ fn dead(block: &Block) -> BTreeSet<usize> {
     let mut needed: HashSet<u32> = block.outputs.iter().copied().collect();
     let mut dead = BTreeSet::new();
     for (n, node) in block.nodes.iter().enumerate().rev() {
-        let known = ops::lookup(&node.kind).filter(|known| node.movable && !known.random);
+        let free =
+            |known: &&ops::Known| node.movable && !known.random && !updates_statistics(block, node);
+        let known = ops::lookup(&node.kind).filter(free);
         if known.is_none() || node.outputs.iter().any(|value| needed.contains(value)) {
             needed.extend(&node.inputs);
         } else {
@@ -106,6 +108,15 @@ fn dead(block: &Block) -> BTreeSet<usize> {
         }
     }
     dead
+}
+
+/// Batch norm on duty writes its running statistics, whatever its schema says.
+fn updates_statistics(block: &Block, node: &Node) -> bool {
+    let off = |value: &u32| {
+        let value = &block.values[*value as usize];
+        value.known && value.kind == ValueKind::Bool && value.int == 0
+    };
+    node.kind == "aten::batch_norm" && !node.inputs.get(5).is_some_and(off)
 }
 
 /// Every value is made once, before its uses. Returns how often each is used.
@@ -210,6 +221,9 @@ impl Imported {
         let Some(known) = ops::lookup(&node.kind) else { return Ok(None) };
         if !node.movable {
             return if matters(known) { Err(node.reason.clone()) } else { Ok(None) };
+        }
+        if updates_statistics(&self.block, node) {
+            return Err("it may update its statistics (evaluation is not certain)".into());
         }
         let [output] = node.outputs[..] else { return Ok(None) };
         let expected = match (known.nature, node.kind.as_str()) {

@@ -265,6 +265,11 @@ impl<'a> Writer<'a> {
             Op::Num(num) => return Ok(self.number(num)),
             _ => {}
         }
+        if let Op::Native { draw: Some(draw), .. } = term.op {
+            if draw as usize != self.here {
+                return Err("a random draw would be made at another place".into());
+            }
+        }
         if let Some(node) = self.original(term) {
             let record = &self.imported.block.nodes[node];
             for &input in &record.inputs {

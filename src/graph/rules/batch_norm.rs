@@ -1,25 +1,25 @@
 //! Batch normalisation in evaluation → into the layer before it.
 
 use super::{Found, Rule};
-use crate::graph::language::{Fold, Num, Op, Recipe};
+use crate::graph::language::{Fold, Op, Recipe};
 
 pub(super) const FOLD: Rule = Rule {
     name: "fold_batch_norm",
     sketch: "on [M, N] evaluation-mode batch norm is y·s + t with s = γ/√(var + ε) and \
              t = β − mean·s a column, so linear(x, s·w, s·b + t); of more dimensions it \
              normalises the second one, which is not the columns",
-    guards: &["evaluation", "constant", "rank"],
+    guards: &["constant", "rank"],
     find: |site, found| {
         if site.term.native() != Some("aten::batch_norm") {
             return;
         }
-        let [y, gamma, beta, mean, var, training, _, eps, _] = site.term.args[..] else { return };
+        // On duty it never becomes a term (`import`).
+        let [y, gamma, beta, mean, var, _, _, eps, _] = site.term.args[..] else { return };
         for linear in site.with(y, &Op::Linear) {
             let [x, w, b] = linear.args[..] else { continue };
             let Some((n, _)) = site.data(w).matrix() else { continue };
             let vector = |id| site.data(id).foldable() && site.data(id).is_vector(n);
             let optional = |id| site.data(id).is_none() || vector(id);
-            let off = site.data(training).num == Some(Num::Bool(false));
             let Some(eps) = site.data(eps).number() else { continue };
             let constant = site.data(w).foldable()
                 && optional(b)
@@ -27,14 +27,11 @@ pub(super) const FOLD: Rule = Rule {
                 && optional(beta)
                 && vector(mean)
                 && vector(var);
-            if !site.guard("evaluation", off, || "batch norm is not known to be off duty".into())
-                || !site.guard("constant", constant, || {
-                    "a weight or a statistic is not a finite constant (freeze the module)".into()
-                })
-                || !site.guard("rank", site.data(y).rank == Some(2), || {
-                    "the layer's output is not known to be [M, N]".into()
-                })
-            {
+            if !site.guard("constant", constant, || {
+                "a weight or a statistic is not a finite constant (freeze the module)".into()
+            }) || !site.guard("rank", site.data(y).rank == Some(2), || {
+                "the layer's output is not known to be [M, N]".into()
+            }) {
                 continue;
             }
             let mut recipe = Recipe::default();

@@ -31,7 +31,14 @@ pub(super) const OF_LIKE: Rule = Rule {
                 .filter(|(_, term)| graph.find(term.args[0]) == graph.find(about))
                 .collect()
         };
-        for (about, other) in [(x, site.class), (site.class, x)] {
+        // Asking a random draw would make it earlier than it was made.
+        let draws = |id: Id| {
+            let mut terms = graph[id].nodes.iter();
+            terms.any(|term| matches!(term.op, Op::Native { draw: Some(_), .. }))
+        };
+        let forward = !draws(x) && !draws(site.class);
+        let pairs = [(site.class, x), (x, site.class)];
+        for (about, other) in pairs.into_iter().take(if forward { 2 } else { 1 }) {
             for (question, term) in asked(about) {
                 let mut recipe = Recipe::default();
                 let rest = term.args[1..].iter().map(|id| (*id).into());

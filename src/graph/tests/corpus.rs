@@ -336,6 +336,18 @@ fn batch_norm_folds_into_a_matrix_and_nothing_else() {
 }
 
 #[test]
+fn batch_norm_on_duty_stays_even_unread() {
+    let mut b = Builder::new(true);
+    let x = b.input(&[6, 4]);
+    let sizes = b.ints(&[-1, 4]);
+    let x = b.node("aten::view", &[x, sizes]);
+    let y = b.linear(x, 4, 4);
+    b.batch_norm(y, 4, true);
+    let z = b.relu(y);
+    check(b, &[z], &["aten::view", "aten::linear", "aten::batch_norm", "aten::relu"]);
+}
+
+#[test]
 fn batch_norm_with_another_reader_of_the_layer() {
     let mut b = Builder::new(true);
     let x = b.input(&[6, 4]);

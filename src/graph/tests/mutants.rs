@@ -23,13 +23,6 @@ const ELSEWHERE: [(&str, &str); 7] = [
 fn aimed(guard: &str) -> Option<Builder> {
     let mut b = Builder::new(true);
     let y = match guard {
-        "fold_batch_norm/evaluation" => {
-            let x = b.input(&[6, 4]);
-            let sizes = b.ints(&[-1, 4]);
-            let x = b.node("aten::view", &[x, sizes]);
-            let y = b.linear(x, 4, 4);
-            b.batch_norm(y, 4, true)
-        }
         "fold_batch_norm/rank" => {
             let x = b.input(&[2, 4, 4]);
             let y = b.linear(x, 4, 4);

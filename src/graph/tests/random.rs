@@ -32,7 +32,7 @@ pub fn block(seed: u64) -> Option<Builder> {
         let pick = if b.below(3) == 0 { b.below(tensors.len()) } else { tensors.len() - 1 };
         let (x, m, k) = tensors[pick];
         let n = 1 + b.below(5) as i64;
-        let made = match b.below(22) {
+        let made = match b.below(24) {
             0..=4 => (b.linear(x, n, k), m, n),
             5 => (b.bare_linear(x, n, k), m, n),
             6..=9 => (b.relu(x), m, k),
@@ -103,6 +103,13 @@ pub fn block(seed: u64) -> Option<Builder> {
                 (b.node("aten::clamp_min", &[x, limit]), m, k)
             }
             20 => (b.wall("test::square_root", &[x]), m, k),
+            21 | 22 => {
+                // Of sizes that only this run knows.
+                let (zero, last) = (b.int(0), b.int(-1));
+                let rows = b.node("aten::size", &[x, zero]);
+                let sizes = b.node("prim::ListConstruct", &[rows, last]);
+                (b.node("aten::view", &[x, sizes]), m, k)
+            }
             _ => {
                 let odd = b.below(3) == 0;
                 let (zero, value) = (b.int(0), b.int(odd.into()));

@@ -76,49 +76,56 @@ void prepare(std::shared_ptr<jit::Graph>& graph) {
   jit::LowerSimpleTuples(graph);
 }
 
-// Whether `value` may be what some dropout returned: its very input, outside
-// training, although its schema says otherwise.
-bool passed_through(const jit::Value* value,
-                    std::unordered_set<const jit::Value*>& seen) {
-  if (!seen.insert(value).second) return false;
+using Values = std::unordered_set<const jit::Value*>;
+
+// Adds every value whose memory `value` may be: back to where it was made.
+void trace(const jit::Value* value, Values& found) {
+  if (!has_memory(value) || !found.insert(value).second) return;
   const jit::Node* node = value->node();
-  if (is_dropout(node)) return true;
-  const auto any = [&](at::ArrayRef<const jit::Value*> values) {
-    return std::any_of(values.begin(), values.end(), [&](const auto* item) {
-      return passed_through(item, seen);
-    });
-  };
+  if (returns_fresh(node)) return;
+  for (const jit::Value* input : node->inputs()) trace(input, found);
   for (const jit::Block* nested : node->blocks()) {
-    if (any(nested->outputs())) return true;
+    for (const jit::Value* output : nested->outputs()) trace(output, found);
   }
-  if (returns_fresh(node)) return false;
-  return any(node->inputs());
 }
 
-bool writes(const jit::Node* node) {
-  const auto* schema = node->maybeSchema();
-  return schema != nullptr && schema->is_mutable();
+template <typename Visit>
+void for_each_node(const jit::Block* block, const Visit& visit) {
+  for (const jit::Node* node : block->nodes()) {
+    visit(node);
+    for (const jit::Block* nested : node->blocks()) {
+      for_each_node(nested, visit);
+    }
+  }
 }
 
 // A reason to leave the whole method alone.
 std::string obstacle(const jit::Block* block) {
-  for (const jit::Node* node : block->nodes()) {
+  std::string reason;
+  // Outside training dropout returns its very input, whatever its schema says.
+  Values passed;
+  for_each_node(block, [&](const jit::Node* node) {
+    if (is_dropout(node)) trace(node->output(), passed);
     if (node->kind() == jit::prim::Enter) {
-      return "it has a with statement, whose bounds operators must not cross";
+      reason = "it has a with statement, whose bounds operators must not cross";
     }
+  });
+  if (!reason.empty() || passed.empty()) return reason;
+  for_each_node(block, [&](const jit::Node* node) {
+    const auto* schema = node->maybeSchema();
+    const bool hidden_write = schema != nullptr && schema->is_mutable() &&
+                              !node->hasUses() && !node->inputs().empty();
+    if (!hidden_write) return;
+    Values written;
+    trace(node->inputs()[0], written);
     // TorchScript's dead code elimination, which is part of its other passes,
     // would take such a write for one that nobody sees.
-    std::unordered_set<const jit::Value*> seen;
-    if (writes(node) && !node->hasUses() && !node->inputs().empty() &&
-        passed_through(node->inputs()[0], seen)) {
-      return "it writes into what a dropout may have passed through";
+    if (std::any_of(written.begin(), written.end(),
+                    [&](const auto* value) { return passed.count(value); })) {
+      reason = "it writes into what a dropout may have passed through";
     }
-    for (const jit::Block* nested : node->blocks()) {
-      auto reason = obstacle(nested);
-      if (!reason.empty()) return reason;
-    }
-  }
-  return "";
+  });
+  return reason;
 }
 
 class BlockOptimizer {

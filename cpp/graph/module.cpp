@@ -1,6 +1,8 @@
 #include "cpp/graph/module.h"
 
 #include <torch/csrc/jit/api/compilation_unit.h>
+#include <torch/csrc/jit/api/function_impl.h>
+#include <torch/csrc/jit/ir/constants.h>
 
 #include <unordered_map>
 
@@ -56,6 +58,26 @@ void replace_method(const jit::Module& module, const std::string& name,
   method->setSchema(schema);
 }
 
+namespace {
+
+// Of a frozen module, which has no parameters any more.
+bool has_cuda_constants(const jit::Block* block) {
+  for (const jit::Node* node : block->nodes()) {
+    if (node->kind() == jit::prim::Constant) {
+      const auto value = jit::toIValue(node->output());
+      if (value && value->isTensor() && value->toTensor().is_cuda()) {
+        return true;
+      }
+    }
+    for (const jit::Block* nested : node->blocks()) {
+      if (has_cuda_constants(nested)) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
 bridge::Options options_for(const jit::Module& module) {
   bridge::Options options{};
   options.device = "cpu";
@@ -64,6 +86,12 @@ bridge::Options options_for(const jit::Module& module) {
   }
   for (const auto& tensor : module.buffers()) {
     if (tensor.is_cuda()) options.device = "cuda";
+  }
+  for (const auto& method : module.get_methods()) {
+    const auto* function = jit::tryToGraphFunction(method.function());
+    if (function != nullptr && has_cuda_constants(function->graph()->block())) {
+      options.device = "cuda";
+    }
   }
   if (options.device == "cpu") {
     const auto& cpu = cpu_profile();

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::libtorch::LibTorch;
 
 /// Every C++ source, one per responsibility (see `cpp/README.md`).
-const SOURCES: [&str; 28] = [
+const SOURCES: [&str; 32] = [
     "register",
     "check",
     "composite",
@@ -34,10 +34,14 @@ const SOURCES: [&str; 28] = [
     "graph/export",
     "graph/apply",
     "graph/fold",
+    "archive/archive",
+    "archive/inputs",
+    "archive/run",
+    "archive/compare",
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 2] = ["src/bridge.rs", "src/bridge/graph.rs"];
+const BRIDGES: [&str; 3] = ["src/bridge.rs", "src/bridge/graph.rs", "src/bridge/archive.rs"];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {
@@ -82,6 +86,8 @@ pub fn compile(root: &Path, torch: &LibTorch) {
     // Found again at run time, in the library as in every test program.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch.lib.display());
     // rustc links --as-needed, which would drop a CUDA LibTorch's libtorch.so
-    // and, with it, CUDA; a test program has no Python to load it.
-    println!("cargo:rustc-link-arg-tests=-Wl,--no-as-needed,-ltorch,--as-needed");
+    // and, with it, CUDA; a program has no Python to load it.
+    for programs in ["tests", "bins"] {
+        println!("cargo:rustc-link-arg-{programs}=-Wl,--no-as-needed,-ltorch,--as-needed");
+    }
 }

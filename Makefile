@@ -5,7 +5,7 @@
 #   make test       every test that needs no GPU
 #   make gpu-test   the tests that need one (Python with torch, g++; no Rust)
 #   make bench      benchmarks, with their baselines in the same run
-#   make build      target/release/libhypatia.so
+#   make build      target/release/libhypatia.so and hypatia-opt
 #   make install PREFIX=/usr/local
 #   make lint       formatting, clippy, docs
 

@@ -44,10 +44,19 @@ const SOURCES: &[&str] = &[
     "graph/apply",
     "graph/fold",
     "graph/handles",
+    "archive/archive",
+    "archive/inputs",
+    "archive/run",
+    "archive/compare",
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 3] = ["src/bridge.rs", "src/bridge/graph.rs", "src/bridge/module.rs"];
+const BRIDGES: [&str; 4] = [
+    "src/bridge.rs",
+    "src/bridge/archive.rs",
+    "src/bridge/graph.rs",
+    "src/bridge/module.rs",
+];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {
@@ -92,6 +101,8 @@ pub fn compile(root: &Path, torch: &LibTorch) {
     // Found again at run time, in the library as in every test program.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch.lib.display());
     // rustc links --as-needed, which would drop a CUDA LibTorch's libtorch.so
-    // and, with it, CUDA; a test program has no Python to load it.
-    println!("cargo:rustc-link-arg-tests=-Wl,--no-as-needed,-ltorch,--as-needed");
+    // and, with it, CUDA; a program has no Python to load it.
+    for programs in ["tests", "bins"] {
+        println!("cargo:rustc-link-arg-{programs}=-Wl,--no-as-needed,-ltorch,--as-needed");
+    }
 }

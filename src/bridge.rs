@@ -5,9 +5,11 @@
 // cxx's generated items; the declarations below are documented.
 #![allow(missing_docs, clippy::missing_safety_doc)]
 
+pub mod archive;
+pub mod crash;
 pub mod graph;
 pub mod module;
-mod session;
+pub mod session;
 
 use crate::build_info;
 use crate::error::{guarded, Error};

@@ -30,8 +30,9 @@
 //! | [`bridge`] | the cxx bridge to `cpp/` |
 //! | [`build_info`] | what this build is |
 //! | [`capi`] | the C ABI |
+//! | [`cli`] | the command `hypatia-opt` |
 //!
-//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi`.
+//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi, cli`.
 
 #[cfg(feature = "libtorch")]
 pub mod bridge;
@@ -39,6 +40,7 @@ pub mod bridge;
 pub mod build_info;
 #[cfg(feature = "libtorch")]
 pub mod capi;
+pub mod cli;
 pub mod error;
 pub mod graph;
 #[cfg(feature = "libtorch")]

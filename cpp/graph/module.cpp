@@ -88,7 +88,7 @@ bridge::Options options_for(const jit::Module& module) {
     if (tensor.is_cuda()) options.device = "cuda";
   }
   for (const auto& method : module.get_methods()) {
-    const auto* function = jit::tryToGraphFunction(method.function());
+    auto* function = jit::tryToGraphFunction(method.function());
     if (function != nullptr && has_cuda_constants(function->graph()->block())) {
       options.device = "cuda";
     }

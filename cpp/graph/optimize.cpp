@@ -76,16 +76,20 @@ auto with_errors_of(const char* op, const Body& body) {
 
 }  // namespace
 
+jit::Module optimized(const jit::Module& module, bridge::Session& session) {
+  auto copy = graph::copy_sharing_tensors(module);
+  // All graphs first: a method inlines others as the user wrote them.
+  for (auto& [name, graph] : new_graphs(copy, session)) {
+    graph::replace_method(copy, name, std::move(graph));
+  }
+  return copy;
+}
+
 void optimize(const c10::OperatorHandle&, torch::jit::Stack* stack) {
   const auto module = module_argument("optimize", torch::jit::pop(*stack));
   const auto result = with_errors_of("optimize", [&] {
     auto session = bridge::new_session(graph::options_for(module));
-    auto copy = graph::copy_sharing_tensors(module);
-    // All graphs first: a method inlines others as the user wrote them.
-    for (auto& [name, graph] : new_graphs(copy, *session)) {
-      graph::replace_method(copy, name, std::move(graph));
-    }
-    return copy;
+    return optimized(module, *session);
   });
   torch::jit::push(*stack, result._ivalue());
 }

@@ -189,6 +189,17 @@ pub mod ffi {
         /// GraphViz text of every block before and after.
         fn dot(self: &Session) -> String;
     }
+
+    unsafe extern "C++" {
+        include!("cpp/archive/archive.h");
+
+        /// A TorchScript file in memory.
+        type Archive = crate::bridge::archive::ffi::Archive;
+
+        /// `hypatia::optimize`, the report left in the session.
+        fn optimize_archive(archive: &Archive, session: &mut Session)
+            -> Result<UniquePtr<Archive>>;
+    }
 }
 
 use super::session::{new_session, Session};

@@ -4,11 +4,20 @@
 use super::graph::ffi;
 use crate::error::{guarded, Error};
 use crate::graph::records::{self as pure, StepKind};
+use crate::graph::report::Report;
 use crate::graph::session::Session as Optimizer;
 use crate::launch;
 
 /// One call of optimize or explain.
 pub struct Session(Optimizer);
+
+/// A session with the report as data, for programs in Rust.
+impl Session {
+    /// Everything so far.
+    pub fn details(&self) -> &Report {
+        self.0.report()
+    }
+}
 
 pub(crate) fn new_session(options: &ffi::Options) -> Box<Session> {
     Box::new(Session(Optimizer::new(&pure::Options {

@@ -197,6 +197,14 @@ serve=$work/serve/serve
 model=$work/model
 quiet "make a TorchScript model with $python" "$python" -W ignore::DeprecationWarning \
   "$here/make_model.py" "$library" "$model"
+if [ -x "${library%/*}/hypatia-opt" ]; then
+  opt="$prefix/bin/hypatia-opt"
+  says "hypatia-opt is installed and runs" 0 "result ok" \
+    "$opt" "$model/model.pt" -o "$model/optimized.pt" --check
+  says "hypatia-opt names what is no model" 2 "hypatia-opt: expected a TorchScript" \
+    "$opt" "$model/input.bin"
+  mv "$model/optimized.pt" "$model/model.pt"
+fi
 for batch in 64 1024; do
   quiet "serve in batches of $batch" "$serve" "$model/model.pt" --input "$model/input.bin" \
     --shape 1000 32 --output "$model/got-$batch.txt" --device cpu --batch $batch

@@ -1,0 +1,5 @@
+//! The command `hypatia-opt`: see `hypatia::cli`.
+
+fn main() -> std::process::ExitCode {
+    hypatia::cli::main()
+}

@@ -15,6 +15,9 @@ LIBRARY = pathlib.Path(
     os.environ.get("HYPATIA_LIBRARY", ROOT / "target/release/libhypatia.so")
 ).resolve()
 
+# Costs that are the same on every machine, in subprocesses too.
+os.environ.setdefault("HYPATIA_MEASURE", "0")
+
 torch.ops.load_library(str(LIBRARY))
 
 fused = torch.ops.hypatia.fused_linear_relu

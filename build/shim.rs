@@ -51,12 +51,8 @@ const SOURCES: &[&str] = &[
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 4] = [
-    "src/bridge.rs",
-    "src/bridge/archive.rs",
-    "src/bridge/graph.rs",
-    "src/bridge/module.rs",
-];
+const BRIDGES: [&str; 4] =
+    ["src/bridge.rs", "src/bridge/archive.rs", "src/bridge/graph.rs", "src/bridge/module.rs"];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {

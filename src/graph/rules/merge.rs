@@ -102,7 +102,7 @@ fn merged(site: &Site<'_>, op: &Op, x: Id, group: &[(Id, Term)]) -> Option<Found
     let mut start = 0;
     let mut results = vec![];
     for (class, term) in group {
-        let Some((n, _)) = site.data(term.args[1]).matrix() else { return None };
+        let (n, _) = site.data(term.args[1]).matrix()?;
         let from = recipe.num(Num::Int(start));
         let to = recipe.num(Num::Int(start + n));
         let Arg::New(slice) = recipe.native("aten::slice", [merged, last, from, to, one]) else {

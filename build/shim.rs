@@ -35,6 +35,7 @@ const SOURCES: &[&str] = &[
     "graph/method",
     "graph/attributes",
     "graph/functional",
+    "graph/shapes",
     "graph/facts",
     "graph/aliases",
     "graph/escapes",

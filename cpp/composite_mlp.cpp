@@ -17,15 +17,21 @@
 namespace hypatia::composite {
 namespace {
 
-// The last layer on rows: [*, N] of what `input` was, dense.
-at::Tensor last_layer(const at::Tensor& rows, const at::Tensor& input,
-                      at::TensorList weights, const Biases& biases,
-                      bool relu_last) {
-  const size_t last = weights.size() - 1;
-  const std::optional<at::Tensor> bias = biases.get(last);
-  const at::Tensor output = relu_last ? linear_relu(rows, weights[last], bias)
-                                      : plain_linear(rows, weights[last], bias);
-  return output.view_symint(mlp_output_sizes(input, weights));
+// What linear does with rows, without asking again what they are: a layer on
+// little data costs its calls, not its products. Into `out` if that is defined.
+at::Tensor layer(const at::Tensor& rows, const at::Tensor& weight,
+                 const std::optional<at::Tensor>& bias, bool relu,
+                 at::Tensor out = {}) {
+  const at::Tensor transposed = weight.t();
+  if (!bias.has_value() || !bias->defined()) {
+    out = out.defined() ? at::mm_out(out, rows, transposed)
+                        : at::mm(rows, transposed);
+  } else if (out.defined()) {
+    at::addmm_out(out, bias->contiguous(), rows, transposed);
+  } else {
+    out = at::addmm(bias->contiguous(), rows, transposed);
+  }
+  return relu ? out.relu_() : out;
 }
 
 // What every layer returns, without in-place operations.
@@ -48,14 +54,8 @@ at::Tensor mlp(const at::Tensor& input, at::TensorList weights,
                const Biases& biases, bool relu_last) {
   at::Tensor h = flatten_rows(input);
   for (size_t i = 0; i < weights.size(); ++i) {
-    // What linear does with rows, without asking again what they are: a layer
-    // on little data costs its calls, not its products.
-    const std::optional<at::Tensor> bias = biases.get(i);
-    const at::Tensor transposed = weights[i].t();
-    h = bias.has_value() && bias->defined()
-            ? at::addmm(bias->contiguous(), h, transposed)
-            : at::mm(h, transposed);
-    if (i + 1 < weights.size() || relu_last) h.relu_();
+    const bool last = i + 1 == weights.size();
+    h = layer(h, weights[i], biases.get(i), !last || relu_last);
   }
   return h.contiguous().view_symint(mlp_output_sizes(input, weights));
 }
@@ -69,17 +69,12 @@ std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input,
   at::Tensor h = flatten_rows(input);
   const auto parts = split_activations(activations, h, weights);
   for (size_t i = 0; i < parts.size(); ++i) {
-    at::Tensor part = parts[i];
-    const at::Tensor transposed = weights[i].t();
-    const std::optional<at::Tensor> bias = biases.get(i);
-    if (bias.has_value() && bias->defined()) {
-      at::addmm_out(part, bias->contiguous(), h, transposed);
-    } else {
-      at::mm_out(part, h, transposed);
-    }
-    h = part.relu_();
+    h = layer(h, weights[i], biases.get(i), /*relu=*/true, parts[i]);
   }
-  return {last_layer(h, input, weights, biases, relu_last), activations};
+  const size_t last = weights.size() - 1;
+  h = layer(h, weights[last], biases.get(last), relu_last);
+  return {h.contiguous().view_symint(mlp_output_sizes(input, weights)),
+          activations};
 }
 
 at::Tensor mlp_functional(const at::Tensor& input, at::TensorList weights,

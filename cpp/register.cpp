@@ -54,8 +54,15 @@ TORCH_LIBRARY_FRAGMENT(hypatia, m) {
   // Boxed: no typed call can pass `Any`.
   m.def("optimize(Any module) -> Any", compliant);
   m.def("explain(Any module) -> str", compliant);
+  // The same with arguments of forward, whose sizes predictions learn from.
+  m.def("optimize_for(Any module, Any[] example_inputs) -> Any", compliant);
+  m.def("explain_for(Any module, Any[] example_inputs) -> str", compliant);
   m.impl("optimize", torch::CppFunction::makeFromBoxedFunction<&optimize>());
   m.impl("explain", torch::CppFunction::makeFromBoxedFunction<&explain>());
+  m.impl("optimize_for",
+         torch::CppFunction::makeFromBoxedFunction<&optimize_for>());
+  m.impl("explain_for",
+         torch::CppFunction::makeFromBoxedFunction<&explain_for>());
 }
 
 }  // namespace

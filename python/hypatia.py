@@ -60,10 +60,19 @@ def load(library=None):
     return torch.ops.hypatia
 
 
-def optimize(module):
+def optimize(module, example_inputs=()):
     """A ScriptModule that computes the same as `module`, with the same parameters.
+
+    `example_inputs` are arguments of a typical call: what pays at their sizes is
+    done, instead of only what pays at every size. The result is right for
+    others too.
 
     `torch.ops.hypatia.optimize` returns LibTorch's bare module, which has
     `forward` and `save`; this puts Python's class around it again.
     """
-    return torch.jit._recursive.wrap_cpp_module(torch.ops.hypatia.optimize(module))
+    ops = torch.ops.hypatia
+    if example_inputs:
+        bare = ops.optimize_for(module, list(example_inputs))
+    else:
+        bare = ops.optimize(module)
+    return torch.jit._recursive.wrap_cpp_module(bare)

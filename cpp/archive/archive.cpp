@@ -1,5 +1,6 @@
 #include "cpp/archive/archive.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #include <caffe2/serialize/inline_container.h>
 #include <dlfcn.h>
@@ -9,6 +10,7 @@
 #include <exception>
 #include <ostream>
 #include <streambuf>
+#include <vector>
 
 #include "cpp/graph/module.h"
 #include "cpp/graph/optimize.h"
@@ -92,14 +94,25 @@ rust::Vec<uint8_t> archive_record(rust::Str path, rust::Str name) {
   return bytes;
 }
 
-rust::String archive_device(const Archive& archive) {
-  return graph::options_for(archive.module).device;
+Options archive_options(const Archive& archive) {
+  return graph::options_for(archive.module);
 }
 
 std::unique_ptr<Archive> optimize_archive(const Archive& archive,
+                                          const rust::Vec<Input>& inputs,
                                           Session& session) {
+  graph::Example example;
+  for (const auto& input : inputs) {
+    c10::IValue value;
+    if (input.kind == InputKind::Tensor) {
+      const std::vector<int64_t> shape(input.shape.begin(), input.shape.end());
+      const auto dtype = static_cast<c10::ScalarType>(input.dtype);
+      value = at::empty(shape, at::device(at::kMeta).dtype(dtype));
+    }
+    example.push_back(std::move(value));
+  }
   return std::make_unique<Archive>(
-      Archive{optimized(archive.module, session), archive.extra});
+      Archive{optimized(archive.module, example, session), archive.extra});
 }
 
 void save_archive(const Archive& archive, rust::Str path) {

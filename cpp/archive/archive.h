@@ -12,6 +12,7 @@
 namespace hypatia::bridge {
 
 struct Session;
+struct Options;
 struct Input;
 struct Comparison;
 
@@ -38,10 +39,10 @@ std::unique_ptr<Archive> load_archive(rust::Str path,
 // One file of the archive, decompressed.
 rust::Vec<uint8_t> archive_record(rust::Str path, rust::Str name);
 
-// Where the module's tensors are: `cpu` or `cuda`.
-rust::String archive_device(const Archive& archive);
+Options archive_options(const Archive& archive);
 
 std::unique_ptr<Archive> optimize_archive(const Archive& archive,
+                                          const rust::Vec<Input>& inputs,
                                           Session& session);
 
 void save_archive(const Archive& archive, rust::Str path);

@@ -145,6 +145,7 @@ void take_tensor(const at::Tensor& tensor, Input& input) {
 // What a trace recorded, as far as it can be made again.
 void take_traced(const c10::IValue& value, Input& input) {
   input.source = "recorded";
+  input.certain = true;
   if (value.isTensor()) {
     take_tensor(value.toTensor(), input);
   } else if (value.isInt()) {

@@ -177,6 +177,7 @@ bool on_cpu(const jit::Module& module) {
 std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
                                       const std::string& name,
                                       jit::Graph& original,
+                                      const Example& example,
                                       bridge::Session& session) {
   auto graph = original.copy();
   jit::Inline(*graph);
@@ -185,6 +186,7 @@ std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
   prepare(graph);
   const Attributes attributes(*graph, module);
   const auto notes = functionalize(*graph, attributes, name, on_cpu(module));
+  note_shapes(*graph, attributes, example);
   const Facts facts(graph, attributes);
   BlockOptimizer blocks(facts, session);
   blocks.visit(graph->block(), name);
@@ -209,11 +211,12 @@ std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
 std::shared_ptr<jit::Graph> optimize_method(const jit::Module& module,
                                             const std::string& name,
                                             jit::Graph& original,
+                                            const Example& example,
                                             bridge::Session& session) {
   const WithoutAutocast without_autocast;
   std::string reason;
   try {
-    return optimized(module, name, original, session);
+    return optimized(module, name, original, example, session);
   } catch (const c10::Error& error) {
     reason = error.what_without_backtrace();
   } catch (const std::exception& error) {

@@ -27,6 +27,8 @@ pub mod ffi {
         type_name: String,
         /// Where shape or value come from.
         source: String,
+        /// Given or recorded, not guessed.
+        certain: bool,
         kind: InputKind,
         /// `c10::ScalarType`
         dtype: i32,
@@ -71,7 +73,6 @@ pub mod ffi {
         fn open_library(path: &str) -> Result<()>;
         fn load_archive(path: &str, extra: &Vec<String>) -> Result<UniquePtr<Archive>>;
         fn archive_record(path: &str, name: &str) -> Result<Vec<u8>>;
-        fn archive_device(archive: &Archive) -> Result<String>;
         fn save_archive(archive: &Archive, path: &str) -> Result<()>;
         fn archive_inputs(archive: &Archive, path: &str, rows: i64) -> Result<Vec<Input>>;
         fn run_archive(archive: &Archive, inputs: &Vec<Input>) -> Result<UniquePtr<Outputs>>;

@@ -162,6 +162,8 @@ pub mod ffi {
         /// Rows (product of all sizes but the last) of the model's input; 0
         /// for unknown: then only what wins at every size is done.
         rows: i64,
+        /// Values have the sizes of an example that the user gave.
+        example: bool,
     }
 
     extern "Rust" {
@@ -192,13 +194,24 @@ pub mod ffi {
 
     unsafe extern "C++" {
         include!("cpp/archive/archive.h");
+        include!("hypatia/src/bridge/archive.rs.h");
 
         /// A TorchScript file in memory.
         type Archive = crate::bridge::archive::ffi::Archive;
 
-        /// `hypatia::optimize`, the report left in the session.
-        fn optimize_archive(archive: &Archive, session: &mut Session)
-            -> Result<UniquePtr<Archive>>;
+        /// One argument of forward.
+        type Input = crate::bridge::archive::ffi::Input;
+
+        /// What `hypatia::optimize` would assume of the machine.
+        fn archive_options(archive: &Archive) -> Result<Options>;
+
+        /// `hypatia::optimize_for`, the report left in the session; the sizes
+        /// of `inputs` are an example's. None for `hypatia::optimize`.
+        fn optimize_archive(
+            archive: &Archive,
+            inputs: &Vec<Input>,
+            session: &mut Session,
+        ) -> Result<UniquePtr<Archive>>;
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn new_session(options: &ffi::Options) -> Box<Session> {
         cpu_gbytes: options.cpu_gbytes,
         cpu_dispatch_us: options.cpu_dispatch_us,
         rows: options.rows,
+        example: options.example,
     })))
 }
 

@@ -17,7 +17,8 @@ Without -o it only explains.
       --json          print the same as JSON instead
       --dot FILE      write the graphs before and after, for GraphViz
       --check         run both on the same random inputs and compare
-      --input SPEC    for --check, once for each input in order:
+      --input SPEC    sizes to predict times for and to check with, once for
+                      each input in order:
                       f32[8,784] (also f64 f16 bf16 i64 i32 i16 i8 u8 bool),
                       i64[8]:100 (integers below 100), or 3, 0.5, true, none
       --against FILE  check MODEL against FILE; optimize and write nothing
@@ -56,7 +57,7 @@ pub struct Args {
     pub dot: Option<PathBuf>,
     /// Run both and compare.
     pub check: bool,
-    /// Inputs of the check.
+    /// Inputs to check with and to predict for.
     pub inputs: Vec<Given>,
     /// Compare with that file instead.
     pub against: Option<PathBuf>,
@@ -142,9 +143,6 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, S
             return Err(wrong("--against alone", "an option that needs an optimized model"));
         }
         args.check = true;
-    }
-    if !args.inputs.is_empty() && !args.check {
-        return Err(wrong("--check with --input", "no --check"));
     }
     // JSON says the same.
     args.explain |= args.output.is_none() && args.against.is_none();
@@ -245,7 +243,6 @@ mod tests {
             ("m.pt --device tpu", "expected cpu, cuda or h100 for --device, got tpu"),
             ("m.pt --rows 0", "expected a whole number of at least 1 for --rows, got \"0\""),
             ("m.pt --rows 1.5", "expected a whole number of at least 1 for --rows, got \"1.5\""),
-            ("m.pt --input f32[8]", "expected --check with --input, got no --check"),
             (
                 "m.pt --against n.pt --json",
                 "expected --against alone, got an option that needs an optimized model",

@@ -105,16 +105,14 @@ fn run(args: &Args, stage: &dyn Fn(&'static str)) -> Result<Option<String>, Stri
     }
 
     stage("optimizing");
-    let device = args.device.clone().map_or_else(|| ffi::archive_device(&original), Ok);
-    let device = device.map_err(|error| unexpected("optimize", &error))?;
-    let mut session = new_session(&graph::Options {
-        device,
-        cpu_gflops: 0.0,
-        cpu_gbytes: 0.0,
-        cpu_dispatch_us: 0.0,
-        rows: args.rows,
-    });
-    let optimized = graph::optimize_archive(&original, &mut session)
+    let example = example(args, &original)?;
+    let options = graph::archive_options(&original);
+    let mut options = options.map_err(|error| unexpected("optimize", &error))?;
+    options.device = args.device.clone().unwrap_or(options.device);
+    options.rows = args.rows;
+    options.example = !example.is_empty();
+    let mut session = new_session(&options);
+    let optimized = graph::optimize_archive(&original, &example, &mut session)
         .map_err(|error| unexpected("optimize", &error))?;
     if let Some(output) = &output {
         stage("saving");
@@ -199,7 +197,22 @@ fn different(args: &Args, output: Option<&Pending>, dot: Option<&Pending>) -> Re
     Ok(())
 }
 
-fn inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
+/// What the user gave or a trace recorded: sizes for the predictions. Rows that
+/// the user names are about another call than the recorded one.
+fn example(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
+    if args.inputs.is_empty() && args.rows > 0 {
+        return Ok(vec![]);
+    }
+    let inputs = known_inputs(args, model);
+    let mut inputs = if args.inputs.is_empty() { inputs.unwrap_or_default() } else { inputs? };
+    for input in inputs.iter_mut().filter(|input| !input.certain) {
+        input.kind = InputKind::Unknown;
+    }
+    Ok(if inputs.iter().any(|input| input.certain) { inputs } else { vec![] })
+}
+
+/// What is known of the arguments of forward.
+fn known_inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
     let path = utf8(&args.model)?;
     let mut inputs = ffi::archive_inputs(model, path, args.rows).map_err(|error| {
         format!("expected a model to run, got {}", failure::first_line(error.what()))
@@ -214,6 +227,13 @@ fn inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
     for (input, given) in inputs.iter_mut().zip(&args.inputs) {
         take(given, input);
     }
+    Ok(inputs)
+}
+
+/// The arguments of the check, all of them.
+fn inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
+    let path = utf8(&args.model)?;
+    let inputs = known_inputs(args, model)?;
     for input in &inputs {
         if input.kind == InputKind::Unknown {
             return Err(format!(
@@ -228,6 +248,7 @@ fn inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
 
 fn take(given: &Given, input: &mut Input) {
     input.source = "given".into();
+    input.certain = true;
     match given {
         Given::Tensor { dtype, shape, limit } => {
             input.kind = InputKind::Tensor;

@@ -30,6 +30,8 @@ pub struct Imported {
     pub skipped: Vec<(usize, String)>,
     /// Uses of each value by nodes and as a result.
     pub uses: Vec<u32>,
+    /// The node that makes each value.
+    pub producer: Vec<Option<usize>>,
 }
 
 /// What makes a block impossible to read.
@@ -51,6 +53,7 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
         dead: dead(&block),
         skipped: vec![],
         uses,
+        producer: producers(&block),
         block: Arc::clone(&block),
     };
     let mut identity: HashMap<u32, u32> = HashMap::new();
@@ -77,6 +80,16 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
         }
     }
     Ok(this)
+}
+
+fn producers(block: &Block) -> Vec<Option<usize>> {
+    let mut producers = vec![None; block.values.len()];
+    for (n, node) in block.nodes.iter().enumerate() {
+        for &value in &node.outputs {
+            producers[value as usize] = Some(n);
+        }
+    }
+    producers
 }
 
 /// A compile-time scalar.

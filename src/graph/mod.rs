@@ -9,6 +9,8 @@
 //! in every run; what was merely recorded in one run only feeds costs.
 
 pub mod cost;
+pub mod draw;
+pub mod explain;
 pub mod extract;
 pub mod facts;
 pub mod import;
@@ -24,3 +26,4 @@ pub mod select;
 pub mod session;
 #[cfg(test)]
 mod tests;
+pub mod total;

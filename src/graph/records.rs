@@ -176,4 +176,6 @@ pub struct Options {
     pub cpu_dispatch_us: f64,
     /// Rows of the model's input; 0 for unknown.
     pub rows: i64,
+    /// Hints are the sizes of an example that the user gave.
+    pub example: bool,
 }

@@ -101,33 +101,6 @@ pub fn quoted(text: &str) -> String {
     out
 }
 
-/// One block as GraphViz text; `steps` of `(name, inputs, outputs)`.
-pub fn dot_cluster(title: &str, steps: &[(String, Vec<u32>, Vec<u32>)]) -> String {
-    let mut out = String::new();
-    let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-    let _ = writeln!(out, "  subgraph \"cluster {0}\" {{\n    label=\"{0}\";", escape(title));
-    let id = |value: u32| format!("\"{}:{value}\"", escape(title));
-    let mut maker: BTreeMap<u32, u32> = BTreeMap::new();
-    for (name, _, outputs) in steps {
-        if let Some(&first) = outputs.first() {
-            let fill = if name.starts_with("hypatia::") { ", style=filled" } else { "" };
-            let _ =
-                writeln!(out, "    {} [label=\"{}\", shape=box{fill}];", id(first), escape(name));
-            maker.extend(outputs.iter().map(|value| (*value, first)));
-        }
-    }
-    for (_, inputs, outputs) in steps {
-        let Some(&to) = outputs.first() else { continue };
-        for input in inputs {
-            if let Some(&from) = maker.get(input) {
-                let _ = writeln!(out, "    {} -> {};", id(from), id(to));
-            }
-        }
-    }
-    out.push_str("  }\n");
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,7 +38,6 @@ struct Writer<'a> {
     imported: &'a Imported,
     selected: &'a Selected,
     originals: HashMap<Term, usize>,
-    producer: HashMap<u32, usize>,
     /// Values that exist at this point of the new block.
     available: HashSet<u32>,
     /// The value that stands for a class.
@@ -73,17 +72,10 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        let producer = block
-            .nodes
-            .iter()
-            .enumerate()
-            .flat_map(|(n, node)| node.outputs.iter().map(move |value| (*value, n)))
-            .collect();
         Self {
             imported,
             selected,
             originals: originals(imported),
-            producer,
             available,
             built: HashMap::new(),
             replaced: HashMap::new(),
@@ -184,7 +176,11 @@ impl<'a> Writer<'a> {
 
     /// Whether an original value number names something that a term made.
     fn is_rebuilt(&self, value: u32) -> bool {
-        self.producer.get(&value).is_some_and(|node| !self.imported.is_wall(*node))
+        self.producer(value).is_some_and(|node| !self.imported.is_wall(node))
+    }
+
+    fn producer(&self, value: u32) -> Option<usize> {
+        *self.imported.producer.get(value as usize)?
     }
 
     /// The value of a class, built if need be. No recursion: chains are long.
@@ -316,7 +312,7 @@ impl<'a> Writer<'a> {
 
     /// The value as it was computed before, if all that it reads exists.
     fn again(&mut self, value: u32) -> Option<u32> {
-        let node = *self.producer.get(&value).filter(|node| !self.kept.contains(node))?;
+        let node = self.producer(value).filter(|node| !self.kept.contains(node))?;
         let imported = self.imported;
         let record = &imported.block.nodes[node];
         let term = imported.terms[node].as_ref().filter(|term| !is_view(term))?;
@@ -349,7 +345,7 @@ impl<'a> Writer<'a> {
     fn make(&mut self, class: Id, term: &Term, inputs: Vec<u32>) -> u32 {
         let first = inputs.first().copied();
         let values = &self.imported.graph[class].data.values;
-        let like = values.iter().find_map(|value| self.producer.get(value)).copied();
+        let like = values.iter().find_map(|value| self.producer(*value));
         let here = like.unwrap_or(self.here);
         let (kind, inputs) = match &term.op {
             Op::Linear => (StepKind::Make("aten::linear".into()), inputs),

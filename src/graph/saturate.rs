@@ -10,7 +10,6 @@ use egg::Id;
 
 use super::import::Imported;
 use super::language::{Arg, Recipe, Term};
-use super::profile::Profile;
 use super::rules::{chain, Context, Found, Rule, Site};
 
 /// Limits of one block's search. Counts, not seconds: the same everywhere.
@@ -70,8 +69,6 @@ pub fn saturate(
     imported: &mut Imported,
     rules: &[Rule],
     chains: bool,
-    profile: &Profile,
-    rows: i64,
     limits: Limits,
     disabled: Option<&str>,
 ) -> Saturated {
@@ -95,8 +92,7 @@ pub fn saturate(
                 let term = imported.canonical(&term);
                 for rule in rules {
                     let found = {
-                        let context =
-                            Context { imported, profile, disabled, rows, skipped: &skipped };
+                        let context = Context { imported, disabled, skipped: &skipped };
                         let site = Site { context: &context, rule: rule.name, class, term: &term };
                         let mut found = vec![];
                         (rule.find)(&site, &mut found);
@@ -125,7 +121,7 @@ pub fn saturate(
     }
     if chains {
         let found = {
-            let context = Context { imported, profile, disabled, rows, skipped: &skipped };
+            let context = Context { imported, disabled, skipped: &skipped };
             chain::find(&context)
         };
         for (class, found) in found {

@@ -20,10 +20,10 @@ pub struct Selected {
 }
 
 /// Values that the new block must have: inputs of nodes that stay, results, and
-/// draws that nobody reads, because they move the generator on.
-pub fn roots(imported: &Imported) -> BTreeSet<u32> {
+/// draws that nobody reads, because they move the generator on. `live` of its
+/// nodes are of use ([`Imported::live`]).
+pub fn roots(imported: &Imported, live: &[bool]) -> BTreeSet<u32> {
     let block = &imported.block;
-    let live = imported.live();
     let dead_draw = |n: usize| {
         let draws =
             matches!(imported.terms[n], Some(Term { op: Op::Native { draw: Some(_), .. }, .. }));
@@ -43,7 +43,7 @@ pub fn roots(imported: &Imported) -> BTreeSet<u32> {
 ///
 /// # Errors
 /// If no choice is legal: the block stays as it is.
-pub fn select(imported: &Imported, costs: &Costs<'_>) -> Result<Selected, String> {
+pub fn select(imported: &Imported, live: &[bool], costs: &Costs<'_>) -> Result<Selected, String> {
     let graph = &imported.graph;
     let original: HashMap<Term, usize> = originals(imported);
     let mut classes: Vec<Id> = graph.classes().map(|class| class.id).collect();
@@ -75,7 +75,7 @@ pub fn select(imported: &Imported, costs: &Costs<'_>) -> Result<Selected, String
         terms.push(options);
         problem.classes.push(choices);
     }
-    let roots = roots(imported);
+    let roots = roots(imported, live);
     let mut needed = BTreeSet::new();
     for value in &roots {
         if let Some(class) = imported.class_of[*value as usize] {

@@ -39,6 +39,7 @@ MLP, MLP_FORWARD, MLP_BACKWARD = (
     "hypatia::fused_mlp_backward",
 )
 OPTIMIZE, EXPLAIN = "hypatia::optimize", "hypatia::explain"
+OPTIMIZE_FOR, EXPLAIN_FOR = "hypatia::optimize_for", "hypatia::explain_for"
 
 
 def optimize(module):

@@ -13,12 +13,14 @@ from support import (
     BACKWARD,
     BUILD_INFO,
     EXPLAIN,
+    EXPLAIN_FOR,
     FORWARD,
     LIBRARY,
     MLP,
     MLP_BACKWARD,
     MLP_FORWARD,
     OPTIMIZE,
+    OPTIMIZE_FOR,
     python_ok,
 )
 
@@ -166,6 +168,8 @@ def test_operators():
         BUILD_INFO,
         OPTIMIZE,
         EXPLAIN,
+        OPTIMIZE_FOR,
+        EXPLAIN_FOR,
     }
     for name in names:
         overload = getattr(torch.ops.hypatia, name.removeprefix("hypatia::")).default

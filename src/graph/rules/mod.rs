@@ -20,7 +20,6 @@ use egg::Id;
 use super::facts::{Data, Graph};
 use super::import::Imported;
 use super::language::{Op, Recipe, Term};
-use super::profile::Profile;
 
 /// What a rule found for a class.
 #[derive(Debug)]
@@ -80,12 +79,8 @@ pub static RULES: &[Rule] = &[
 pub struct Context<'a> {
     /// The block.
     pub imported: &'a Imported,
-    /// The machine.
-    pub profile: &'a Profile,
     /// A guard that a test has switched off: `rule/guard`.
     pub disabled: Option<&'a str>,
-    /// Rows if no recorded run says.
-    pub rows: i64,
     /// Class and rule → why it was left alone.
     pub skipped: &'a RefCell<BTreeMap<(Id, &'static str), String>>,
 }

@@ -52,7 +52,7 @@ impl Rewriter {
             dag.terms.push((term.op.clone(), args));
             dag.values.push(imported.graph[class].data.values.clone());
         }
-        for value in roots(&imported) {
+        for value in roots(&imported, &imported.live()) {
             let class = imported.class_of[value as usize].expect("a root has a class");
             let root = place[&imported.graph.find(class)];
             if !dag.roots.contains(&root) {
@@ -103,6 +103,7 @@ impl Rewriter {
             dead: Default::default(),
             skipped: vec![],
             uses: self.uses.clone(),
+            producer: vec![None; self.block.values.len()],
         };
         (imported, ids)
     }
@@ -111,13 +112,7 @@ impl Rewriter {
     pub fn steps(&self, dag: &Dag, rule: usize) -> Vec<Dag> {
         let (imported, ids) = self.graph(dag);
         let skipped = RefCell::new(BTreeMap::new());
-        let context = Context {
-            imported: &imported,
-            profile: &self.profile,
-            disabled: None,
-            rows: 0,
-            skipped: &skipped,
-        };
+        let context = Context { imported: &imported, disabled: None, skipped: &skipped };
         let place: HashMap<Id, usize> = ids.iter().enumerate().map(|(n, id)| (*id, n)).collect();
         let found: Vec<(Id, Found)> = match RULES.get(rule) {
             None => chain::find(&context),

@@ -48,6 +48,10 @@ struct Writer<'a> {
     /// Which original memory a value's memory stands for, once something
     /// outside may hold it.
     claims: HashMap<u32, u32>,
+    /// The other way round.
+    owners: HashMap<u32, u32>,
+    /// Further instances of a class, by the memory they stand for.
+    copies: HashMap<(Id, u32), u32>,
     numbers: HashMap<Num, u32>,
     kept: HashSet<usize>,
     /// Node being written, for source locations.
@@ -81,6 +85,8 @@ impl<'a> Writer<'a> {
             replaced: HashMap::new(),
             base: HashMap::new(),
             claims: HashMap::new(),
+            owners: HashMap::new(),
+            copies: HashMap::new(),
             numbers,
             kept: HashSet::new(),
             here: 0,
@@ -150,10 +156,11 @@ impl<'a> Writer<'a> {
         }
         let record = &self.imported.block.values[value as usize];
         if record.kind == ValueKind::Tensor && record.escapes && !self.claim(id, record.storage) {
-            // Two values that were apart in memory stay apart.
+            // Two values that were apart in memory stay apart, and two that
+            // shared it, as both may be, share it.
             let class = self.imported.graph.find(class);
             id = match self.copy(class, record.storage) {
-                Err(reason) => self.again(value).ok_or(reason)?,
+                Err(reason) => self.again(value, class).ok_or(reason)?,
                 Ok(id) => id,
             };
         }
@@ -165,13 +172,24 @@ impl<'a> Writer<'a> {
         self.base.get(&id).copied().unwrap_or(id)
     }
 
-    /// Whether `id`'s memory may stand for original memory `storage`.
+    /// Whether `id`'s memory may stand for original memory `storage`: it stands
+    /// for no other, and no other memory stands for that.
     fn claim(&mut self, id: u32, storage: u32) -> bool {
         let base = self.base_of(id);
-        let values = &self.imported.block.values;
         // Memory that was there before stands for itself.
-        let own = values.get(base as usize).filter(|_| !self.is_rebuilt(base)).map(|v| v.storage);
-        *self.claims.entry(base).or_insert(own.unwrap_or(storage)) == storage
+        let own = self.given(base).unwrap_or(storage);
+        if *self.claims.entry(base).or_insert(own) != storage {
+            return false;
+        }
+        let owner = *self.owners.entry(storage).or_insert(base);
+        // Of given values it is only known that they may share memory.
+        owner == base || self.given(owner).is_some() && self.given(base).is_some()
+    }
+
+    /// The memory of a value that no term makes.
+    fn given(&self, value: u32) -> Option<u32> {
+        let record = self.imported.block.values.get(value as usize)?;
+        (!self.is_rebuilt(value)).then_some(record.storage)
     }
 
     /// Whether an original value number names something that a term made.
@@ -290,8 +308,11 @@ impl<'a> Writer<'a> {
         self.built.get(&class).copied().ok_or_else(|| "an argument was not built".into())
     }
 
-    /// Another instance of a class, in memory of its own.
+    /// Another instance of a class, in memory that stands for `storage`.
     fn copy(&mut self, class: Id, storage: u32) -> Result<u32, String> {
+        if let Some(&id) = self.copies.get(&(class, storage)) {
+            return Ok(id);
+        }
         let term = self.choice(class)?;
         match term.op {
             Op::Leaf(_) => {
@@ -304,14 +325,17 @@ impl<'a> Writer<'a> {
             term.args.iter().map(|arg| self.value_of(*arg)).collect::<Result<_, _>>()?;
         if is_view(&term) {
             inputs[0] = self.copy(self.imported.graph.find(term.args[0]), storage)?;
+        } else if self.owners.contains_key(&storage) {
+            return Err("values that share memory would not any more".into());
         }
         let id = self.make(class, &term, inputs);
+        self.copies.insert((class, storage), id);
         self.claim(id, storage);
         Ok(id)
     }
 
     /// The value as it was computed before, if all that it reads exists.
-    fn again(&mut self, value: u32) -> Option<u32> {
+    fn again(&mut self, value: u32, class: Id) -> Option<u32> {
         let node = self.producer(value).filter(|node| !self.kept.contains(node))?;
         let imported = self.imported;
         let record = &imported.block.nodes[node];
@@ -330,8 +354,9 @@ impl<'a> Writer<'a> {
             self.assign(*input, class, id).ok()?;
         }
         self.keep(node);
-        self.claim(value, imported.block.values[value as usize].storage);
-        Some(value)
+        let storage = imported.block.values[value as usize].storage;
+        self.copies.insert((class, storage), value);
+        self.claim(value, storage).then_some(value)
     }
 
     fn note_base(&mut self, id: u32, term: &Term, first: Option<u32>) {

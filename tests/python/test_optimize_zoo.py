@@ -59,7 +59,8 @@ def compare(original, optimized, inputs, seed=0):
     for n, (t, u) in enumerate(zip(tensors(got), tensors(want))):
         assert_close(t, u, f"result {n}")
     for n, (t, u) in enumerate(zip(tensors(b), tensors(a))):
-        assert torch.equal(t, u), f"input {n} was written to"
+        # What is written there may be a result, summed in another order.
+        assert_close(t, u, f"input {n}")
     assert sharing(got, b) == sharing(want, a)
     return want, got
 

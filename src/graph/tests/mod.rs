@@ -9,6 +9,7 @@ mod limits;
 mod mutants;
 mod orders;
 mod random;
+mod sharing;
 
 use super::records::{Block, Edits, Options};
 use super::session::Session;

@@ -152,7 +152,7 @@ pub fn difference(seed: u64, guard: Option<&str>) -> Option<String> {
 fn random_blocks_compute_the_same() {
     let seconds = std::env::var("HYPATIA_FUZZ_SECONDS").ok().and_then(|s| s.parse::<u64>().ok());
     let start = Instant::now();
-    let (mut ran, mut seed) = (0, seconds.map_or(1, |_| std::process::id().into()));
+    let (mut ran, mut seed) = (0, seconds.map_or(1, |_| u64::from(std::process::id()) << 24));
     let more = |ran: u64| match seconds {
         Some(limit) => start.elapsed() < Duration::from_secs(limit),
         None => ran < 3000,

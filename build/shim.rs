@@ -36,6 +36,7 @@ const SOURCES: &[&str] = &[
     "graph/attributes",
     "graph/functional",
     "graph/shapes",
+    "graph/rank_guard",
     "graph/facts",
     "graph/aliases",
     "graph/escapes",

@@ -38,6 +38,18 @@ const c10::FunctionSchema* believed_schema(const jit::Node* node) {
   return node->maybeSchema();
 }
 
+bool is_list_of_numbers(const jit::Value* value) {
+  if (value->type()->kind() != c10::TypeKind::ListType) return false;
+  switch (value->type()->expectRef<c10::ListType>().getElementType()->kind()) {
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::BoolType:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 Relation relation(const jit::Node* node, size_t index) {
@@ -62,9 +74,12 @@ Relation relation(const jit::Node* node, size_t index) {
   }
   if (aliased) return Relation::aliases;
   if (returns_fresh(node)) return Relation::reads;
-  // Not on the list: its schema is believed only if it returns no memory.
+  // Not on the list: its schema is believed only if it returns no memory that
+  // could be the argument's. A tensor is never a list of sizes.
+  const bool sizes = is_list_of_numbers(node->inputs()[index]);
   for (const jit::Value* output : node->outputs()) {
-    if (has_memory(output)) return Relation::aliases;
+    const bool tensor = output->type()->kind() == c10::TypeKind::TensorType;
+    if (has_memory(output) && !(sizes && tensor)) return Relation::aliases;
   }
   return Relation::reads;
 }

@@ -42,8 +42,9 @@ bridge::ValueKind kind_of(const jit::Value* value) {
 
 class Exporter {
  public:
-  Exporter(jit::Block* block, const std::string& name, const Facts& facts)
-      : block_(block), facts_(facts), escapes_(block) {
+  Exporter(jit::Block* block, const std::string& name, const Facts& facts,
+           const jit::Value* matrix)
+      : block_(block), facts_(facts), matrix_(matrix), escapes_(block) {
     result_.record.name = rust::String::lossy(name);
   }
 
@@ -144,6 +145,10 @@ class Exporter {
       }
       describe_list(value, facts_, record);
       describe_hint(*value->type(), record);
+      if (value == matrix_) {
+        record.has_shape = true;
+        record.shape = {unknown_size, unknown_size};
+      }
     }
     // A type that has one value.
     if (record.kind == bridge::ValueKind::None) record.known = true;
@@ -158,7 +163,10 @@ class Exporter {
   }
 
   jit::Block* block_;
+  static constexpr int64_t unknown_size = -1;
+
   const Facts& facts_;
+  const jit::Value* matrix_;
   Escapes escapes_;
   Aliases aliases_;
   Exported result_;
@@ -194,8 +202,8 @@ void for_each_capture(const jit::Block* block,
 }
 
 Exported export_block(jit::Block* block, const std::string& name,
-                      const Facts& facts) {
-  return Exporter(block, name, facts).run();
+                      const Facts& facts, const jit::Value* matrix) {
+  return Exporter(block, name, facts, matrix).run();
 }
 
 }  // namespace hypatia::graph

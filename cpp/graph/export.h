@@ -16,8 +16,10 @@ struct Exported {
   std::vector<jit::Node*> nodes;
 };
 
+// `matrix` is a value from outside that surely has two dimensions; null for
+// none.
 Exported export_block(jit::Block* block, const std::string& name,
-                      const Facts& facts);
+                      const Facts& facts, const jit::Value* matrix);
 
 // Calls `visit` with every value from outside `block` that it or a block
 // inside it uses; more than once for some.

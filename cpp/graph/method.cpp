@@ -17,6 +17,7 @@
 #include "cpp/graph/facts.h"
 #include "cpp/graph/functional.h"
 #include "cpp/graph/kinds.h"
+#include "cpp/graph/rank_guard.h"
 
 namespace hypatia::graph {
 namespace {
@@ -133,8 +134,10 @@ class BlockOptimizer {
   BlockOptimizer(const Facts& facts, bridge::Session& session)
       : facts_(facts), session_(session) {}
 
-  void visit(jit::Block* block, const std::string& name) {
-    const auto exported = export_block(block, name, facts_);
+  // `matrix`: as for export_block.
+  void visit(jit::Block* block, const std::string& name,
+             const jit::Value* matrix = nullptr) {
+    const auto exported = export_block(block, name, facts_, matrix);
     const auto edits = session_.optimize_block(exported.record);
     if (edits.changed) {
       apply(block, exported, edits);
@@ -151,11 +154,11 @@ class BlockOptimizer {
                                 " is run elsewhere"));
       } else if (node->kind() == jit::prim::If) {
         const auto inner = name + "/if." + std::to_string(++ifs);
-        visit(node->blocks()[0], inner + "/then");
-        visit(node->blocks()[1], inner + "/else");
+        visit(node->blocks()[0], inner + "/then", matrix);
+        visit(node->blocks()[1], inner + "/else", matrix);
       } else if (node->kind() == jit::prim::Loop) {
         visit(node->blocks()[0],
-              name + "/loop." + std::to_string(++loops) + "/body");
+              name + "/loop." + std::to_string(++loops) + "/body", matrix);
       }
     }
   }
@@ -174,33 +177,90 @@ bool on_cpu(const jit::Module& module) {
   return true;
 }
 
-std::shared_ptr<jit::Graph> optimized(const jit::Module& module,
-                                      const std::string& name,
+// One method of a module, and how it is called.
+struct Method {
+  const jit::Module& module;
+  const std::string& name;
+  const Example& example;
+};
+
+// Rewrites a prepared graph; whether anything changed.
+bool rewrite(const std::shared_ptr<jit::Graph>& graph, const Method& method,
+             bridge::Session& session) {
+  const Attributes attributes(*graph, method.module);
+  const auto notes =
+      functionalize(*graph, attributes, method.name, on_cpu(method.module));
+  note_shapes(*graph, attributes, method.example);
+  const Facts facts(graph, attributes);
+  bool changed = false;
+  const auto visit = [&](jit::Block* block, const std::string& name,
+                         const jit::Value* matrix, bridge::Session& report) {
+    BlockOptimizer blocks(facts, report);
+    blocks.visit(block, name, matrix);
+    changed = changed || blocks.changed;
+  };
+  if (const auto guard = find_rank_guard(*graph); guard.input != nullptr) {
+    // The report is about the calls that the guard is for.
+    auto others = bridge::new_session(session.options());
+    visit(guard.others, method.name + "/others", nullptr, *others);
+    visit(guard.matrix, method.name, guard.input, session);
+  } else {
+    visit(graph->block(), method.name, nullptr, session);
+  }
+  for (const auto& note : notes.refused) {
+    session.note_skipped(rust::String::lossy(note.where),
+                         rust::String::lossy(note.what));
+  }
+  // An operator made functional wins nothing by itself.
+  if (!changed) return false;
+  graph->lint();
+  for (const auto& note : notes.rewritten) {
+    session.note_rewrite(rust::String::lossy(note.what),
+                         rust::String::lossy(note.where));
+  }
+  return true;
+}
+
+// Splits the graph in two versions if that lets a batch norm be folded, which
+// is tried: no rule can tell before.
+void guard_rank(jit::Graph& graph, const Method& method,
+                bridge::Session& session) {
+  if (count_batch_norms(graph.block()) == 0 ||
+      find_rank_guard(graph).input != nullptr) {
+    return;
+  }
+  for (size_t i = 1; i < graph.inputs().size(); ++i) {
+    if (graph.inputs()[i]->type()->kind() != c10::TypeKind::TensorType) {
+      continue;
+    }
+    const auto trial = graph.copy();
+    add_rank_guard(*trial, i);
+    auto unreported = bridge::new_session(session.options());
+    rewrite(trial, method, *unreported);
+    const auto guard = find_rank_guard(*trial);
+    if (guard.input == nullptr ||
+        count_batch_norms(guard.matrix) >= count_batch_norms(guard.others)) {
+      continue;
+    }
+    add_rank_guard(graph, i);
+    session.note_rewrite(
+        "rank_guard",
+        rust::String::lossy(method.name + ": " +
+                            graph.inputs()[i]->debugName() + ".dim() == 2"));
+    return;
+  }
+}
+
+std::shared_ptr<jit::Graph> optimized(const Method& method,
                                       jit::Graph& original,
-                                      const Example& example,
                                       bridge::Session& session) {
   auto graph = original.copy();
   jit::Inline(*graph);
   const auto reason = obstacle(graph->block());
   TORCH_CHECK(reason.empty(), reason);
   prepare(graph);
-  const Attributes attributes(*graph, module);
-  const auto notes = functionalize(*graph, attributes, name, on_cpu(module));
-  note_shapes(*graph, attributes, example);
-  const Facts facts(graph, attributes);
-  BlockOptimizer blocks(facts, session);
-  blocks.visit(graph->block(), name);
-  for (const auto& note : notes.refused) {
-    session.note_skipped(rust::String::lossy(note.where),
-                         rust::String::lossy(note.what));
-  }
-  // An operator made functional wins nothing by itself.
-  if (!blocks.changed) return nullptr;
-  graph->lint();
-  for (const auto& note : notes.rewritten) {
-    session.note_rewrite(rust::String::lossy(note.what),
-                         rust::String::lossy(note.where));
-  }
+  guard_rank(*graph, method, session);
+  if (!rewrite(graph, method, session)) return nullptr;
   // Numbers its values anew, so that the text of a graph does not tell how it
   // came about.
   return graph->copy();
@@ -216,7 +276,7 @@ std::shared_ptr<jit::Graph> optimize_method(const jit::Module& module,
   const WithoutAutocast without_autocast;
   std::string reason;
   try {
-    return optimized(module, name, original, example, session);
+    return optimized({module, name, example}, original, session);
   } catch (const c10::Error& error) {
     reason = error.what_without_backtrace();
   } catch (const std::exception& error) {

@@ -152,6 +152,7 @@ pub mod ffi {
     }
 
     /// What the optimizer knows of the machine that the model will run on.
+    #[derive(Clone)]
     struct Options {
         /// `cpu`, `cuda` (any) or `h100`.
         device: String,
@@ -171,6 +172,9 @@ pub mod ffi {
         type Session;
 
         fn new_session(options: &Options) -> Box<Session>;
+
+        /// What the session was made with.
+        fn options(self: &Session) -> &Options;
 
         /// Starts over with the module as it is now: counts are of the last
         /// pass, times and rewrites of all.

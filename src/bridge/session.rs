@@ -9,25 +9,29 @@ use crate::graph::session::Session as Optimizer;
 use crate::launch;
 
 /// One call of optimize or explain.
-pub struct Session(Optimizer);
+pub struct Session {
+    optimizer: Optimizer,
+    options: ffi::Options,
+}
 
 /// A session with the report as data, for programs in Rust.
 impl Session {
     /// Everything so far.
     pub fn details(&self) -> &Report {
-        self.0.report()
+        self.optimizer.report()
     }
 }
 
 pub(crate) fn new_session(options: &ffi::Options) -> Box<Session> {
-    Box::new(Session(Optimizer::new(&pure::Options {
+    let optimizer = Optimizer::new(&pure::Options {
         device: profiled(&options.device),
         cpu_gflops: options.cpu_gflops,
         cpu_gbytes: options.cpu_gbytes,
         cpu_dispatch_us: options.cpu_dispatch_us,
         rows: options.rows,
         example: options.example,
-    })))
+    });
+    Box::new(Session { optimizer, options: options.clone() })
 }
 
 /// Which profile predicts: of any CUDA device, the one that the first is.
@@ -43,7 +47,7 @@ impl Session {
     pub(crate) fn optimize_block(&mut self, block: &ffi::Block) -> Result<ffi::Edits, Error> {
         guarded("optimize", || {
             let values = block.values.len();
-            let edits = self.0.optimize(block.into()).map_err(|got| Error::Argument {
+            let edits = self.optimizer.optimize(block.into()).map_err(|got| Error::Argument {
                 op: "optimize",
                 expected: "a well-formed block".into(),
                 got,
@@ -52,24 +56,28 @@ impl Session {
         })
     }
 
+    pub(crate) fn options(&self) -> &ffi::Options {
+        &self.options
+    }
+
     pub(crate) fn begin_pass(&mut self) {
-        self.0.begin_pass();
+        self.optimizer.begin_pass();
     }
 
     pub(crate) fn note_rewrite(&mut self, rule: &str, at: &str) {
-        self.0.note_rewrite(rule, at);
+        self.optimizer.note_rewrite(rule, at);
     }
 
     pub(crate) fn note_skipped(&mut self, at: &str, reason: &str) {
-        self.0.note_skipped(at, reason);
+        self.optimizer.note_skipped(at, reason);
     }
 
     pub(crate) fn report(&self) -> String {
-        self.0.report().json()
+        self.optimizer.report().json()
     }
 
     pub(crate) fn dot(&self) -> String {
-        self.0.dot()
+        self.optimizer.dot()
     }
 }
 

@@ -105,7 +105,7 @@ impl Costs<'_> {
             (_, "aten::dropout") => passes(1.0) + p.pointwise_us,
             (_, "aten::batch_norm") => passes(1.0) + p.pointwise_us,
             (Nature::Pointwise, _) => passes(1.0),
-            (Nature::View, _) => p.view_us,
+            (Nature::View | Nature::PerhapsView, _) => p.view_us,
             (Nature::Metadata, _) => p.metadata_us,
             (Nature::Copy, "aten::cat") => {
                 let parts = list(self.graph, args[0]).map_or(2, |parts| parts.len());

@@ -8,6 +8,7 @@ use egg::{EGraph, Id, Language};
 
 use super::facts::{list, Facts, Graph};
 use super::language::{Num, Op, Term};
+use super::memory::{origins, Memory};
 use super::ops::{self, Nature};
 use super::records::{Block, Node, Origin, Value, ValueKind};
 
@@ -32,16 +33,18 @@ pub struct Imported {
     pub uses: Vec<u32>,
     /// The node that makes each value.
     pub producer: Vec<Option<usize>>,
+    /// Where the memory of each value comes from ([`origins`]).
+    pub memory: Vec<Memory>,
 }
 
 /// What makes a block impossible to read.
 pub type Malformed = String;
 
-/// Checks the records and makes terms of them.
+/// Checks the records and makes terms of them, except of the nodes `apart`.
 ///
 /// # Errors
 /// If a record refers to a value that does not exist or is not made yet.
-pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
+pub fn import(block: Arc<Block>, apart: &BTreeSet<usize>) -> Result<Imported, Malformed> {
     let uses = check(&block)?;
     let facts = Facts { block: Arc::clone(&block), conflict: None };
     let count = block.values.len();
@@ -54,6 +57,7 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
         skipped: vec![],
         uses,
         producer: producers(&block),
+        memory: vec![],
         block: Arc::clone(&block),
     };
     let mut identity: HashMap<u32, u32> = HashMap::new();
@@ -71,7 +75,7 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
         this.name(number, class);
     }
     for index in 0..block.nodes.len() {
-        this.import_node(index);
+        this.import_node(index, apart.contains(&index));
     }
     // Readers that will be gone are none.
     for node in this.identities.iter().chain(&this.dead) {
@@ -79,6 +83,7 @@ pub fn import(block: Arc<Block>) -> Result<Imported, Malformed> {
             this.uses[*input as usize] -= 1;
         }
     }
+    this.memory = origins(&this);
     Ok(this)
 }
 
@@ -182,7 +187,7 @@ impl Imported {
         self.class_of[value as usize] = Some(class);
     }
 
-    fn import_node(&mut self, index: usize) {
+    fn import_node(&mut self, index: usize, apart: bool) {
         let block = Arc::clone(&self.block);
         let node = &block.nodes[index];
         let fixed = |value: &u32| {
@@ -193,6 +198,9 @@ impl Imported {
         }
         if self.dead.contains(&index) {
             return;
+        }
+        if apart {
+            return self.wall(node);
         }
         match self.term(index, node) {
             Ok(Some(Made::Term(term))) => {
@@ -295,6 +303,12 @@ impl Imported {
         self.terms[n].is_none() && !self.identities.contains(&n) && !self.dead.contains(&n)
     }
 
+    /// Whether a value is there whatever the block becomes: no term makes it.
+    pub fn is_given(&self, value: u32) -> bool {
+        let producer = self.producer.get(value as usize);
+        producer.is_some_and(|node| node.is_none_or(|node| self.is_wall(node)))
+    }
+
     /// Which of the block's nodes its results, or nodes that stay, need.
     pub fn live(&self) -> Vec<bool> {
         let mut needed: HashSet<u32> = self.block.outputs.iter().copied().collect();
@@ -311,10 +325,11 @@ impl Imported {
     /// Whether something outside holds one of `values` that shares no memory
     /// with any of the given values `given`.
     pub fn hands_out(&self, values: &[u32], given: &[u32]) -> bool {
-        let record = |value: &u32| &self.block.values[*value as usize];
-        values.iter().map(record).any(|value| {
-            let tensor = value.kind == ValueKind::Tensor && value.escapes;
-            tensor && !given.iter().map(record).any(|given| given.storage == value.storage)
+        let memory = |value: &u32| self.memory[*value as usize];
+        values.iter().any(|value| {
+            let record = &self.block.values[*value as usize];
+            let tensor = record.kind == ValueKind::Tensor && record.escapes;
+            tensor && !given.iter().any(|given| memory(given) == memory(value))
         })
     }
 

@@ -15,6 +15,7 @@ pub mod extract;
 pub mod facts;
 pub mod import;
 pub mod language;
+pub mod memory;
 pub mod ops;
 pub mod profile;
 pub mod records;

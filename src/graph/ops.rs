@@ -8,8 +8,10 @@ pub enum Nature {
     Product,
     /// Element by element, fresh result.
     Pointwise,
-    /// May return a view of (or its very) first argument; values unchanged.
+    /// Returns a view of (or its very) first argument; values unchanged.
     View,
+    /// Either, depending on strides or flags.
+    PerhapsView,
     /// Copies its inputs into a fresh result.
     Copy,
     /// Reads sizes only; the result is a number.
@@ -52,11 +54,11 @@ static TABLE: [Known; 34] = [
     known("aten::mul", &[2], Nature::Pointwise),
     known("aten::div", &[2], Nature::Pointwise),
     known("aten::batch_norm", &[9], Nature::Pointwise),
-    // A View: in evaluation it returns its input, whatever its schema says.
+    // In evaluation it returns its input, whatever its schema says.
     Known {
         kind: "aten::dropout",
         inputs: &[3],
-        nature: Nature::View,
+        nature: Nature::PerhapsView,
         random: true,
         any_strides: true,
     },
@@ -71,8 +73,8 @@ static TABLE: [Known; 34] = [
         random: false,
         any_strides: false,
     },
-    known("aten::reshape", &[2], Nature::View),
-    known("aten::flatten", &[3], Nature::View),
+    known("aten::reshape", &[2], Nature::PerhapsView),
+    known("aten::flatten", &[3], Nature::PerhapsView),
     known("aten::unsqueeze", &[2], Nature::View),
     known("aten::squeeze", &[1, 2], Nature::View),
     known("aten::slice", &[5], Nature::View),
@@ -83,7 +85,7 @@ static TABLE: [Known; 34] = [
     known("aten::size", &[1, 2], Nature::Metadata),
     known("aten::dim", &[1], Nature::Metadata),
     known("prim::ListConstruct", &[], Nature::Copy),
-    known("aten::contiguous", &[2], Nature::View),
+    known("aten::contiguous", &[2], Nature::PerhapsView),
 ];
 
 /// The operator of that name, if it is known.

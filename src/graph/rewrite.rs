@@ -9,7 +9,8 @@ use egg::Id;
 use super::facts::dtypes;
 use super::import::Imported;
 use super::language::{Fold, Num, Op, Term};
-use super::ops::{self, Nature};
+use super::memory::{nature, Claims, Memory};
+use super::ops::Nature;
 use super::records::{Edits, Origin, Step, StepKind, ValueKind};
 use super::select::{originals, Selected};
 
@@ -32,6 +33,9 @@ pub struct Rewritten {
     pub made: Vec<(usize, Id, Term)>,
     /// Original nodes that are gone.
     pub gone: Vec<usize>,
+    /// Original nodes whose results equal others but had to be computed again,
+    /// to be memory of their own.
+    pub twins: Vec<usize>,
 }
 
 struct Writer<'a> {
@@ -43,15 +47,10 @@ struct Writer<'a> {
     /// The value that stands for a class.
     built: HashMap<Id, u32>,
     replaced: HashMap<u32, u32>,
-    /// The value whose memory a value uses.
-    base: HashMap<u32, u32>,
-    /// Which original memory a value's memory stands for, once something
-    /// outside may hold it.
-    claims: HashMap<u32, u32>,
-    /// The other way round.
-    owners: HashMap<u32, u32>,
+    /// What stands for memory that something outside may hold.
+    claims: Claims<'a>,
     /// Further instances of a class, by the memory they stand for.
-    copies: HashMap<(Id, u32), u32>,
+    copies: HashMap<(Id, Memory), u32>,
     numbers: HashMap<Num, u32>,
     kept: HashSet<usize>,
     /// Node being written, for source locations.
@@ -83,9 +82,7 @@ impl<'a> Writer<'a> {
             available,
             built: HashMap::new(),
             replaced: HashMap::new(),
-            base: HashMap::new(),
-            claims: HashMap::new(),
-            owners: HashMap::new(),
+            claims: Claims::new(imported),
             copies: HashMap::new(),
             numbers,
             kept: HashSet::new(),
@@ -155,46 +152,19 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let record = &self.imported.block.values[value as usize];
-        if record.kind == ValueKind::Tensor && record.escapes && !self.claim(id, record.storage) {
+        let memory = self.imported.memory[value as usize];
+        if record.kind == ValueKind::Tensor && record.escapes && !self.claims.claim(id, memory) {
             // Two values that were apart in memory stay apart, and two that
-            // shared it, as both may be, share it.
+            // shared it share it.
+            self.out.twins.extend(self.producer(value));
             let class = self.imported.graph.find(class);
-            id = match self.copy(class, record.storage) {
+            id = match self.copy(class, memory) {
                 Err(reason) => self.again(value, class).ok_or(reason)?,
                 Ok(id) => id,
             };
         }
         self.replaced.insert(value, id);
         Ok(())
-    }
-
-    fn base_of(&self, id: u32) -> u32 {
-        self.base.get(&id).copied().unwrap_or(id)
-    }
-
-    /// Whether `id`'s memory may stand for original memory `storage`: it stands
-    /// for no other, and no other memory stands for that.
-    fn claim(&mut self, id: u32, storage: u32) -> bool {
-        let base = self.base_of(id);
-        // Memory that was there before stands for itself.
-        let own = self.given(base).unwrap_or(storage);
-        if *self.claims.entry(base).or_insert(own) != storage {
-            return false;
-        }
-        let owner = *self.owners.entry(storage).or_insert(base);
-        // Of given values it is only known that they may share memory.
-        owner == base || self.given(owner).is_some() && self.given(base).is_some()
-    }
-
-    /// The memory of a value that no term makes.
-    fn given(&self, value: u32) -> Option<u32> {
-        let record = self.imported.block.values.get(value as usize)?;
-        (!self.is_rebuilt(value)).then_some(record.storage)
-    }
-
-    /// Whether an original value number names something that a term made.
-    fn is_rebuilt(&self, value: u32) -> bool {
-        self.producer(value).is_some_and(|node| !self.imported.is_wall(node))
     }
 
     fn producer(&self, value: u32) -> Option<usize> {
@@ -296,8 +266,11 @@ impl<'a> Writer<'a> {
             self.keep(node);
             let id = record.outputs[0];
             let first = record.inputs.first().and_then(|v| self.replaced.get(v)).copied();
-            self.note_base(id, term, first);
-            return Ok(id);
+            self.claims.note(id, term, first);
+            // Its own name first: standing for another, it could not be
+            // replaced itself.
+            self.assign(id, class, id)?;
+            return Ok(*self.replaced.get(&id).unwrap_or(&id));
         }
         let inputs = term.args.iter().map(|arg| self.value_of(*arg)).collect::<Result<_, _>>()?;
         Ok(self.make(class, term, inputs))
@@ -308,9 +281,9 @@ impl<'a> Writer<'a> {
         self.built.get(&class).copied().ok_or_else(|| "an argument was not built".into())
     }
 
-    /// Another instance of a class, in memory that stands for `storage`.
-    fn copy(&mut self, class: Id, storage: u32) -> Result<u32, String> {
-        if let Some(&id) = self.copies.get(&(class, storage)) {
+    /// Another instance of a class, in memory that stands for `memory`.
+    fn copy(&mut self, class: Id, memory: Memory) -> Result<u32, String> {
+        if let Some(&id) = self.copies.get(&(class, memory)) {
             return Ok(id);
         }
         let term = self.choice(class)?;
@@ -323,14 +296,19 @@ impl<'a> Writer<'a> {
         }
         let mut inputs: Vec<u32> =
             term.args.iter().map(|arg| self.value_of(*arg)).collect::<Result<_, _>>()?;
-        if is_view(&term) {
-            inputs[0] = self.copy(self.imported.graph.find(term.args[0]), storage)?;
-        } else if self.owners.contains_key(&storage) {
-            return Err("values that share memory would not any more".into());
+        let of = || self.imported.graph.find(term.args[0]);
+        match nature(&term) {
+            Some(Nature::View) => inputs[0] = self.copy(of(), memory)?,
+            Some(Nature::PerhapsView) if self.claims.root_fits(inputs[0], memory) => {}
+            Some(Nature::PerhapsView) => {
+                inputs[0] = self.copy(of(), Memory::own(memory.root))?;
+            }
+            _ if self.claims.is_free(memory) => {}
+            _ => return Err("values that share memory would not any more".into()),
         }
         let id = self.make(class, &term, inputs);
-        self.copies.insert((class, storage), id);
-        self.claim(id, storage);
+        self.copies.insert((class, memory), id);
+        self.claims.claim(id, memory);
         Ok(id)
     }
 
@@ -339,7 +317,7 @@ impl<'a> Writer<'a> {
         let node = self.producer(value).filter(|node| !self.kept.contains(node))?;
         let imported = self.imported;
         let record = &imported.block.nodes[node];
-        let term = imported.terms[node].as_ref().filter(|term| !is_view(term))?;
+        let term = imported.terms[node].as_ref().filter(|term| !views(term))?;
         let exists = |input: &u32| {
             let class = imported.class_of[*input as usize].map(|id| imported.graph.find(id));
             class.is_some_and(|class| self.built.contains_key(&class))
@@ -354,16 +332,9 @@ impl<'a> Writer<'a> {
             self.assign(*input, class, id).ok()?;
         }
         self.keep(node);
-        let storage = imported.block.values[value as usize].storage;
-        self.copies.insert((class, storage), value);
-        self.claim(value, storage).then_some(value)
-    }
-
-    fn note_base(&mut self, id: u32, term: &Term, first: Option<u32>) {
-        if let (true, Some(first)) = (is_view(term), first) {
-            let base = self.base_of(first);
-            self.base.insert(id, base);
-        }
+        let memory = imported.memory[value as usize];
+        self.copies.insert((class, memory), value);
+        self.claims.claim(value, memory).then_some(value)
     }
 
     /// Appends the steps of a new term.
@@ -399,7 +370,7 @@ impl<'a> Writer<'a> {
         };
         let id = self.push(kind, here, inputs);
         self.out.made.push((self.out.edits.steps.len() - 1, class, term.clone()));
-        self.note_base(id, term, first);
+        self.claims.note(id, term, first);
         id
     }
 
@@ -426,9 +397,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn is_view(term: &Term) -> bool {
-    let known = term.native().and_then(ops::lookup);
-    known.is_some_and(|known| known.nature == Nature::View)
+/// Whether a term's result may be memory that was there before.
+fn views(term: &Term) -> bool {
+    matches!(nature(term), Some(Nature::View | Nature::PerhapsView))
 }
 
 /// Names and parameters as `cpp/graph/fold.h` has them.

@@ -1,5 +1,6 @@
 //! One call of optimize or explain: block after block, one report.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::cost::Costs;
@@ -113,37 +114,56 @@ impl Session {
     /// # Errors
     /// If the records are malformed: the block stays, and is not counted.
     pub fn optimize(&mut self, block: Block) -> Result<Edits, String> {
-        let mut imported = import(Arc::new(block))?;
-        let block = Arc::clone(&imported.block);
+        let block = Arc::new(block);
+        let mut apart = BTreeSet::new();
+        loop {
+            match self.attempt(&block, &apart)? {
+                Attempt::Done(edits) => return Ok(edits),
+                // Each time more nodes: at the latest when all stay it ends.
+                Attempt::Twins(nodes) => apart.extend(nodes),
+            }
+        }
+    }
+
+    /// Optimizes with the nodes `apart` left as they are.
+    fn attempt(&mut self, block: &Arc<Block>, apart: &BTreeSet<usize>) -> Result<Attempt, String> {
+        let mut imported = import(Arc::clone(block), apart)?;
         let profile = self.profile.clone();
         let saturated = saturate(&mut imported, RULES, true, self.limits, self.disabled.as_deref());
-        if saturated.stop != StopReason::Saturated || self.report.stop_reason.is_empty() {
-            self.report.stop_reason = saturated.stop.to_string();
-        }
-        for (at, reason) in explain::skips(&imported, &saturated) {
-            self.note_skipped(&at, &reason);
-        }
         let costs = Costs { graph: &imported.graph, profile: &profile, rows: self.rows };
         let live = imported.live();
         let before = total::before(&imported, &live, &costs);
         let mut after = before;
-        let better = match choose(&imported, &saturated, &live, &costs) {
+        let outcome = choose(&imported, &saturated, &live, &costs);
+        let better = match outcome {
             Ok((selected, rewritten)) => {
                 let cost = total::after(&imported, &costs, &rewritten);
-                (rewritten.edits.changed && cost < before - RESOLUTION).then(|| {
+                if cost < before - RESOLUTION {
                     after = cost;
-                    (selected, rewritten)
-                })
+                    rewritten.edits.changed.then_some((selected, rewritten))
+                } else if rewritten.twins.iter().all(|node| apart.contains(node)) {
+                    None
+                } else {
+                    return Ok(Attempt::Twins(rewritten.twins));
+                }
             }
             Err(reason) => {
                 self.note_skipped(&block.name, &reason);
                 None
             }
         };
+        if saturated.stop != StopReason::Saturated || self.report.stop_reason.is_empty() {
+            self.report.stop_reason = saturated.stop.to_string();
+        }
+        for (at, reason) in explain::skips(&imported, &saturated) {
+            self.note_skipped(&at, &reason);
+        }
         let walls = total::of_walls(&imported, profile.pointwise_us);
         self.predict(walls + before, walls + after);
-        self.count(&block, better.as_ref().map(|(_, rewritten)| rewritten));
-        let Some((selected, rewritten)) = better else { return Ok(Edits::default()) };
+        self.count(block, better.as_ref().map(|(_, rewritten)| rewritten));
+        let Some((selected, rewritten)) = better else {
+            return Ok(Attempt::Done(Edits::default()));
+        };
         let way = Way {
             imported: &imported,
             saturated: &saturated,
@@ -153,7 +173,7 @@ impl Session {
             costs: &costs,
         };
         self.report.rewrites.append(&mut way.rewrites());
-        Ok(rewritten.edits)
+        Ok(Attempt::Done(rewritten.edits))
     }
 
     /// Adds a block's times. A later pass knows less of sizes: only what it
@@ -184,6 +204,14 @@ impl Session {
         }
         self.after += &draw::cluster(&format!("{} after", block.name), after);
     }
+}
+
+/// What came of one.
+enum Attempt {
+    Done(Edits),
+    /// Equal results had to be computed twice, because they must not share
+    /// memory, and that costs more than it saves: these nodes make them.
+    Twins(Vec<usize>),
 }
 
 /// The cheapest graph and the steps that build it.

@@ -367,6 +367,49 @@ def test_left_in_place(name):
     assert kinds(optimize(torch.jit.script(KEPT[name]())))[IN_PLACE[name]] >= 1
 
 
+def test_sizes_from_one_list_are_no_shared_memory():
+    class Views(Two):
+        def forward(self, x):
+            y = torch.relu((x - x).reshape(2, -1)).view(4, 6)
+            return y, torch.relu(y.reshape(2, -1)).view(4, 6)
+
+    # Freezing makes one constant of equal lists.
+    frozen = torch.jit.freeze(torch.jit.script(Views().eval()), optimize_numerics=False)
+    first, second = optimize(frozen)(INPUTS[0])
+    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
+
+
+def test_twins_in_a_dictionary_stay_two():
+    """A container that nothing is known of could hold one tensor twice."""
+
+    class Held(Two):
+        def forward(self, x):
+            y = self.a(x)
+            return {"first": F.relu(y), "second": F.relu(y)}, F.relu(self.b(x))
+
+    optimized = optimize(torch.jit.script(Held()))
+    assert FORWARD in str(optimized.graph)
+    results, _ = optimized(INPUTS[0])
+    results["first"].zero_()
+    assert results["second"].abs().sum() > 0
+
+
+def test_copies_that_only_may_be_copies_stay_two():
+    """contiguous returns its argument or a copy, as strides have it."""
+
+    class Copies(Two):
+        def forward(self, x):
+            y = F.relu(self.a(x)).t()
+            return y, y.contiguous(), y.contiguous(), F.relu(self.b(x)), F.relu(self.b(x * 2))
+
+    optimized = optimize(torch.jit.script(Copies()))
+    assert FORWARD in str(optimized.graph)
+    for x, shared in [(INPUTS[0], False), (INPUTS[0][:1], True)]:
+        y, first, second, *_ = optimized(x)
+        assert (first.data_ptr() == second.data_ptr()) == shared
+        assert (first.data_ptr() == y.data_ptr()) == shared
+
+
 def test_attribute_that_is_set():
     class Switch(Two):
         def __init__(self):

@@ -147,7 +147,9 @@ impl Builder {
             needs_grad: true,
             ..Value::default()
         });
-        if ops::lookup(kind).is_some_and(|known| known.nature == Nature::View) {
+        if ops::lookup(kind)
+            .is_some_and(|known| matches!(known.nature, Nature::View | Nature::PerhapsView))
+        {
             self.block.values[number as usize].storage =
                 self.block.values[inputs[0] as usize].storage;
         }

@@ -11,6 +11,7 @@ use crate::graph::cost::Costs;
 use crate::graph::facts::Facts;
 use crate::graph::import::{import, Imported};
 use crate::graph::language::{Arg, Op, Term};
+use crate::graph::memory::Memory;
 use crate::graph::profile::Profile;
 use crate::graph::records::{Block, Options};
 use crate::graph::rules::{chain, Context, Found, Rule, Site, RULES};
@@ -39,7 +40,8 @@ pub struct Rewriter {
 impl Rewriter {
     /// With the block as it came.
     pub fn new(block: &Block) -> (Self, Dag) {
-        let imported = import(Arc::new(block.clone())).expect("a well-formed block");
+        let imported =
+            import(Arc::new(block.clone()), &Default::default()).expect("a well-formed block");
         let mut dag = Dag { terms: vec![], values: vec![], roots: vec![] };
         let mut place: HashMap<Id, usize> = HashMap::new();
         // Classes are made children first.
@@ -104,6 +106,7 @@ impl Rewriter {
             skipped: vec![],
             uses: self.uses.clone(),
             producer: vec![None; self.block.values.len()],
+            memory: (0..self.block.values.len() as u32).map(Memory::own).collect(),
         };
         (imported, ids)
     }

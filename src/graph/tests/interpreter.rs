@@ -75,6 +75,10 @@ pub fn run_edits(builder: &Builder, edits: &Edits, training: bool) -> Result<Run
     }
     let block = &builder.block;
     let renamed: HashMap<u32, u32> = edits.replacements.iter().copied().collect();
+    // C++ replaces one after the other.
+    if let Some((old, new)) = edits.replacements.iter().find(|(_, new)| renamed.contains_key(new)) {
+        return Err(format!("{old} becomes {new}, which becomes something else"));
+    }
     let mut machine = Machine::new(builder, training);
     for (n, step) in edits.steps.iter().enumerate() {
         let result = (block.values.len() + n) as u32;
@@ -195,7 +199,8 @@ impl Machine {
             return Ok(self.fresh(x));
         }
         let result = compute(kind, args)?;
-        let view = ops::lookup(kind).is_some_and(|known| known.nature == Nature::View);
+        let view = ops::lookup(kind)
+            .is_some_and(|known| matches!(known.nature, Nature::View | Nature::PerhapsView));
         match (&args[0], view) {
             (Item::Tensor(_, memory), true) => Ok(Item::Tensor(result, *memory)),
             _ => Ok(self.fresh(result)),

@@ -31,6 +31,33 @@ fn one_copy_serves_all_that_shared_it() {
 }
 
 #[test]
+fn twins_in_one_container_stay_two() {
+    // Something that nothing is known of holds both: they may share memory as
+    // far as it goes, yet each was made by a node of its own.
+    let mut b = Builder::new(true);
+    let x = b.input(&[2, 4]);
+    let z = b.linear(x, 4, 4);
+    let twins = [b.relu(z), b.relu(z)];
+    for twin in twins {
+        b.block.values[twin as usize].storage = 0;
+    }
+    assert_the_same_to_callers(b, x, &twins);
+}
+
+#[test]
+fn who_reads_the_second_twin_first_gets_it() {
+    let mut b = Builder::new(true);
+    let x = b.input(&[2, 4]);
+    let w = b.parameter(&[4, 4]);
+    let none = b.none();
+    let (first, second) =
+        (b.node("aten::linear", &[x, w, none]), b.node("aten::linear", &[x, w, none]));
+    let held = b.wall("test::square_root", &[second]);
+    let also = b.wall("test::square_root", &[first]);
+    assert_the_same_to_callers(b, x, &[second, first, held, also]);
+}
+
+#[test]
 fn seeds_that_once_failed() {
     for seed in [213_654] {
         assert_eq!(difference(seed, None), None, "seed {seed}");

@@ -47,17 +47,16 @@ class Applier {
  private:
   using Kind = bridge::StepKind;
 
-  // Constants and reads of attributes need nothing: at the top they are there
-  // for every step.
+  // Constants and reads of attributes need nothing: first, they are there for
+  // every step. All that stays goes to the end in its order, because nodes
+  // inserted at one place make LibTorch number the whole block anew.
   void hoist() {
-    jit::Node* top = block_->param_node();
     for (size_t i = 0; i < exported_.nodes.size(); ++i) {
       jit::Node* node = exported_.nodes[i];
       const bool free = node->kind() == jit::prim::Constant ||
                         node->kind() == jit::prim::GetAttr;
       if (!free || !exported_.record.nodes[i].movable) continue;
-      node->moveAfter(top);
-      top = node;
+      node->moveBefore(block_->return_node());
       pending_.erase(node);
       hoisted_.push_back(node);
     }

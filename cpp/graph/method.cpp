@@ -6,7 +6,6 @@
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/passes/peephole.h>
 
-#include <algorithm>
 #include <array>
 #include <unordered_set>
 #include <vector>
@@ -100,6 +99,13 @@ void for_each_node(const jit::Block* block, const Visit& visit) {
   }
 }
 
+bool is_carried(const jit::Value* value) {
+  const jit::Node* node = value->node();
+  const jit::Node* owner = node->owningBlock()->owningNode();
+  return node->kind() == jit::prim::Param && owner != nullptr &&
+         owner->kind() == jit::prim::Loop;
+}
+
 // A reason to leave the whole method alone.
 std::string obstacle(const jit::Block* block) {
   std::string reason;
@@ -111,7 +117,7 @@ std::string obstacle(const jit::Block* block) {
       reason = "it has a with statement, whose bounds operators must not cross";
     }
   });
-  if (!reason.empty() || passed.empty()) return reason;
+  if (!reason.empty()) return reason;
   for_each_node(block, [&](const jit::Node* node) {
     const auto* schema = node->maybeSchema();
     const bool hidden_write = schema != nullptr && schema->is_mutable() &&
@@ -120,10 +126,14 @@ std::string obstacle(const jit::Block* block) {
     Values written;
     trace(node->inputs()[0], written);
     // TorchScript's dead code elimination, which is part of its other passes,
-    // would take such a write for one that nobody sees.
-    if (std::any_of(written.begin(), written.end(),
-                    [&](const auto* value) { return passed.count(value); })) {
-      reason = "it writes into what a dropout may have passed through";
+    // would take such writes for ones that nobody sees: it does not know what
+    // dropout returns, nor what a loop carries into its second round.
+    for (const jit::Value* value : written) {
+      if (passed.count(value) != 0) {
+        reason = "it writes into what a dropout may have passed through";
+      } else if (is_carried(value)) {
+        reason = "it writes into what a loop carries";
+      }
     }
   });
   return reason;

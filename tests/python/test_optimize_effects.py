@@ -230,6 +230,18 @@ class WriteInALoop(Two):
 
 
 @case(KEPT)
+class WriteIntoWhatALoopCarries(Two):
+    """From the second round on it is the input that is written to."""
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        for _ in range(2):
+            F.relu_(y)
+            y = x
+        return y
+
+
+@case(KEPT)
 class AddThatPromotes(Two):
     """In place the result stays float32."""
 
@@ -309,6 +321,7 @@ INPUTS = [rand(4, 6), -rand(4, 6).abs(), rand(4, 6).abs()]
 
 # Backward fails in eager as well: what it needs was written to.
 NO_BACKWARD = {
+    "WriteIntoWhatALoopCarries",
     "ChainOfWrites",
     "DropoutInPlace",
     "InputWritten",
@@ -327,6 +340,7 @@ LEFT_ALONE = {
     "InputWritten",
     "ListThatGrows",
     "WriteInALoop",
+    "WriteIntoWhatALoopCarries",
     "DropoutOfASharedValue",
     "LaterReadThroughDropout",
     "WriteBetween",

@@ -4,7 +4,6 @@ shared, saved, refused."""
 import io
 import json
 import re
-import time
 
 import pytest
 import torch
@@ -214,23 +213,3 @@ def test_autocast_around_optimize_does_not_stay():
         optimized = optimize(original)
     assert optimized(x).dtype == torch.float32
     torch.testing.assert_close(optimized(x), original(x))
-
-
-def test_ten_thousand_layers():
-    class Deep(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.eye(2))
-
-        def forward(self, x):
-            for _ in range(10_000):
-                x = torch.relu(F.linear(x, self.w))
-            return x
-
-    traced = torch.jit.trace(Deep(), rand(1, 2), check_trace=False)
-    start = time.perf_counter()
-    optimized = optimize(traced)
-    seconds = time.perf_counter() - start
-    assert kinds(optimized).get("aten::linear", 0) == 0
-    assert seconds < 20, seconds  # about 2 alone; a quadratic step takes minutes
-    print(f"10,000 layers: {seconds:.2f} s")

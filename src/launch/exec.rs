@@ -117,6 +117,7 @@ impl Step {
         // masked gradient and share the workspace, behind the kernel.
         unsafe {
             if let Some(relu) = self.relu {
+                let _turn = call.workspace.turn();
                 relu.launch(call.workspace, call.stream as CUstream)?;
             }
             for product in self.products.into_iter().flatten() {

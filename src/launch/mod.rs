@@ -6,6 +6,8 @@
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use crate::plan::relu_grid;
 
 pub mod cublaslt;
@@ -62,6 +64,18 @@ pub struct Workspace {
 impl Workspace {
     /// Size of the ticket area.
     pub const TICKET_BYTES: usize = relu_grid::TICKETS as usize * size_of::<u32>();
+
+    /// Held while one piece of work that uses the scratch memory is put on the
+    /// stream: a split-K product is two kernels, and another thread's work on
+    /// the same stream must not come between them.
+    pub(crate) fn turn(&self) -> Option<MutexGuard<'static, ()>> {
+        const LOCKS: usize = 64;
+        static TURNS: [Mutex<()>; LOCKS] = [const { Mutex::new(()) }; LOCKS];
+        // Workspaces are megabytes apart.
+        let lock = &TURNS[(self.data >> 20) % LOCKS];
+        let shared = self.bytes > 0 && !self.private;
+        shared.then(|| lock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// How a call ended.

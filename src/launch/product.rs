@@ -100,6 +100,7 @@ impl Product {
                 // Another layer of the same shape, or another thread, may have
                 // timed it meanwhile: timed twice it could be chosen otherwise.
                 if let Some(entry) = PLANS_BY_GEMM.get(&gemm).filter(|entry| entry.settled) {
+                    let _turn = call.workspace.turn();
                     // SAFETY: forwarded; its algorithm was among `plan`'s candidates.
                     return unsafe {
                         entry.plan.launch(device, &entry.plan.algorithm, data, workspace, stream)
@@ -123,6 +124,7 @@ impl Product {
                 PLANS_BY_GEMM.insert(gemm, Entry { plan: *plan, settled: true })
             }
         };
+        let _turn = call.workspace.turn();
         // SAFETY: forwarded; a chosen algorithm needs no more workspace than
         // the largest candidate.
         unsafe { entry.plan.launch(device, &entry.plan.algorithm, data, workspace, stream) }

@@ -109,6 +109,23 @@ class Streams(unittest.TestCase):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             self.assertTrue(all(pool.map(work, [i % len(cases) for i in range(16)])))
 
+    def test_threads_on_one_stream_share_its_scratch_memory(self):
+        # Long sums of few results: split-K, two kernels with scratch memory
+        # between them, and a bias gradient in splits.
+        shapes = [((16,), 8192, 64), ((8,), 16384, 48), ((24,), 12288, 32), ((20_000,), 64, 16)]
+        cases = []
+        for rows, k, n in shapes:
+            x, w, b = operands(rows, k, n, torch.float32)
+            cases.append((x, w, b, torch.randn(*rows, n, device="cuda")))
+        wants = [step(*case) for case in cases]
+        torch.cuda.synchronize()
+
+        def work(i):
+            return all(same(step(*cases[i]), wants[i]) for _ in range(200))
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            self.assertTrue(all(pool.map(work, [i % len(cases) for i in range(16)])))
+
     def test_threads_on_one_stream_with_new_problems(self):
         def work(i):
             x, w, b = operands((100 + i,), 64 + i, 48, torch.float32)

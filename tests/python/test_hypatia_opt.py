@@ -387,3 +387,18 @@ def test_the_file_is_an_ordinary_torchscript_archive(model, tmp_path):
         assert archive.testzip() is None
         assert {name.split("/")[0] for name in archive.namelist()} == {"archive"}
     assert out.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_check_starts_from_the_file_whatever_running_changes(tmp_path):
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return torch.relu(self.first(x)) * self.calls
+
+    path, out = save(Counting(), tmp_path / "m.pt"), tmp_path / "o.pt"
+    assert "absolute   0.00e0" in opt_ok(path, "-o", out, "--check")
+    assert torch.jit.load(str(out)).calls == 0

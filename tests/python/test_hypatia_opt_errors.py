@@ -1,10 +1,13 @@
 """Every way hypatia-opt can fail ends in one sentence and leaves no file behind."""
 
+import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -83,6 +86,22 @@ def test_a_flipped_bit_in_a_weight(model, tmp_path):
     torch.jit.load(str(model))
     sentence = fails(tmp_path, model)
     assert "got a damaged one: the checksum of \"data/" in sentence, sentence
+
+
+def test_a_wrong_checksum_of_a_compressed_member(model, tmp_path):
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(model) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+            if member.filename.endswith("data.pkl"):
+                damaged, crc = member.filename, member.CRC
+    opt_ok(packed)
+    content = packed.read_bytes()
+    wrong = struct.pack("<I", crc ^ 1)
+    assert content.count(struct.pack("<I", crc)) == 2  # before it and in the directory
+    packed.write_bytes(content.replace(struct.pack("<I", crc), wrong))
+    sentence = fails(tmp_path, packed)
+    assert f"the checksum of {json.dumps(damaged.split('/', 1)[1])} in it does not fit" in sentence
 
 
 def test_no_code(model, tmp_path):

@@ -34,9 +34,10 @@ def deep(layers, width=2):
 
 def timed(layers):
     traced = deep(layers)
-    start = time.perf_counter()
+    # CPU time: others on the machine do not count.
+    start = time.process_time()
     optimized = optimize(traced)
-    return time.perf_counter() - start, optimized
+    return time.process_time() - start, optimized
 
 
 @pytest.mark.parametrize("layers", [10, 100, 1000])
@@ -58,9 +59,9 @@ def test_ten_thousand_layers():
     x = rand(1, 2)
     torch.testing.assert_close(optimized(x), x.relu())
     print(f"10,000 layers: {seconds:.2f} s, {seconds / thousand:.1f} times 1,000, {grown:.0f} MiB")
-    # On a machine shared with others; a quadratic step takes minutes.
-    assert seconds < 20
-    assert seconds < 25 * thousand
+    assert seconds < 10
+    # 20 alone, once its graphs leave the caches; a quadratic step makes it 100.
+    assert seconds < 50 * thousand
     assert grown < 1500
 
 

@@ -37,6 +37,7 @@ const SOURCES: &[&str] = &[
     "graph/functional",
     "graph/shapes",
     "graph/rank_guard",
+    "graph/obstacle",
     "graph/facts",
     "graph/aliases",
     "graph/escapes",

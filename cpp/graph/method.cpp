@@ -7,7 +7,6 @@
 #include <torch/csrc/jit/passes/peephole.h>
 
 #include <array>
-#include <unordered_set>
 #include <vector>
 
 #include "cpp/graph/apply.h"
@@ -16,6 +15,7 @@
 #include "cpp/graph/facts.h"
 #include "cpp/graph/functional.h"
 #include "cpp/graph/kinds.h"
+#include "cpp/graph/obstacle.h"
 #include "cpp/graph/rank_guard.h"
 
 namespace hypatia::graph {
@@ -74,69 +74,6 @@ void prepare(std::shared_ptr<jit::Graph>& graph) {
   jit::PeepholeOptimize(graph, /*disable_shape_peepholes=*/true);
   jit::ConstantPropagationImmutableTypes(graph);
   jit::LowerSimpleTuples(graph);
-}
-
-using Values = std::unordered_set<const jit::Value*>;
-
-// Adds every value whose memory `value` may be: back to where it was made.
-void trace(const jit::Value* value, Values& found) {
-  if (!has_memory(value) || !found.insert(value).second) return;
-  const jit::Node* node = value->node();
-  if (returns_fresh(node)) return;
-  for (const jit::Value* input : node->inputs()) trace(input, found);
-  for (const jit::Block* nested : node->blocks()) {
-    for (const jit::Value* output : nested->outputs()) trace(output, found);
-  }
-}
-
-template <typename Visit>
-void for_each_node(const jit::Block* block, const Visit& visit) {
-  for (const jit::Node* node : block->nodes()) {
-    visit(node);
-    for (const jit::Block* nested : node->blocks()) {
-      for_each_node(nested, visit);
-    }
-  }
-}
-
-bool is_carried(const jit::Value* value) {
-  const jit::Node* node = value->node();
-  const jit::Node* owner = node->owningBlock()->owningNode();
-  return node->kind() == jit::prim::Param && owner != nullptr &&
-         owner->kind() == jit::prim::Loop;
-}
-
-// A reason to leave the whole method alone.
-std::string obstacle(const jit::Block* block) {
-  std::string reason;
-  // Outside training dropout returns its very input, whatever its schema says.
-  Values passed;
-  for_each_node(block, [&](const jit::Node* node) {
-    if (is_dropout(node)) trace(node->output(), passed);
-    if (node->kind() == jit::prim::Enter) {
-      reason = "it has a with statement, whose bounds operators must not cross";
-    }
-  });
-  if (!reason.empty()) return reason;
-  for_each_node(block, [&](const jit::Node* node) {
-    const auto* schema = node->maybeSchema();
-    const bool hidden_write = schema != nullptr && schema->is_mutable() &&
-                              !node->hasUses() && !node->inputs().empty();
-    if (!hidden_write) return;
-    Values written;
-    trace(node->inputs()[0], written);
-    // TorchScript's dead code elimination, which is part of its other passes,
-    // would take such writes for ones that nobody sees: it does not know what
-    // dropout returns, nor what a loop carries into its second round.
-    for (const jit::Value* value : written) {
-      if (passed.count(value) != 0) {
-        reason = "it writes into what a dropout may have passed through";
-      } else if (is_carried(value)) {
-        reason = "it writes into what a loop carries";
-      }
-    }
-  });
-  return reason;
 }
 
 class BlockOptimizer {
@@ -266,7 +203,7 @@ std::shared_ptr<jit::Graph> optimized(const Method& method,
                                       bridge::Session& session) {
   auto graph = original.copy();
   jit::Inline(*graph);
-  const auto reason = obstacle(graph->block());
+  const auto reason = obstacle(*graph);
   TORCH_CHECK(reason.empty(), reason);
   prepare(graph);
   guard_rank(*graph, method, session);

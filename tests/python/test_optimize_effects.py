@@ -230,6 +230,19 @@ class WriteInALoop(Two):
 
 
 @case(KEPT)
+class WriteThatOnlyDeadCodeReads(Two):
+    """In evaluation the input is written to; what reads the result is dropped."""
+
+    def forward(self, x):
+        y = F.dropout(x, 0.5, self.training)
+        z = F.relu(self.a(x))
+        w = F.relu_(y)
+        if bool(z.sum() > 0):
+            w = self.b(w)
+        return z
+
+
+@case(KEPT)
 class WriteIntoWhatALoopCarries(Two):
     """From the second round on it is the input that is written to."""
 
@@ -321,6 +334,7 @@ INPUTS = [rand(4, 6), -rand(4, 6).abs(), rand(4, 6).abs()]
 
 # Backward fails in eager as well: what it needs was written to.
 NO_BACKWARD = {
+    "WriteThatOnlyDeadCodeReads",
     "WriteIntoWhatALoopCarries",
     "ChainOfWrites",
     "DropoutInPlace",
@@ -340,6 +354,7 @@ LEFT_ALONE = {
     "InputWritten",
     "ListThatGrows",
     "WriteInALoop",
+    "WriteThatOnlyDeadCodeReads",
     "WriteIntoWhatALoopCarries",
     "DropoutOfASharedValue",
     "LaterReadThroughDropout",

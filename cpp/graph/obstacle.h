@@ -1,0 +1,16 @@
+// Graphs that are left alone as a whole.
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <string>
+
+namespace hypatia::graph {
+
+namespace jit = torch::jit;
+
+// Why TorchScript's own passes, which go before ours, could not be trusted with
+// the graph; empty if they can.
+std::string obstacle(const jit::Graph& graph);
+
+}  // namespace hypatia::graph

@@ -232,7 +232,6 @@ fn known_inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
 
 /// The arguments of the check, all of them.
 fn inputs(args: &Args, model: &Archive) -> Result<Vec<Input>, String> {
-    let path = utf8(&args.model)?;
     let inputs = known_inputs(args, model)?;
     for input in &inputs {
         if input.kind == InputKind::Unknown {

@@ -60,8 +60,8 @@ def test_ten_thousand_layers():
     torch.testing.assert_close(optimized(x), x.relu())
     print(f"10,000 layers: {seconds:.2f} s, {seconds / thousand:.1f} times 1,000, {grown:.0f} MiB")
     assert seconds < 10
-    # 20 alone, once its graphs leave the caches; a quadratic step makes it 100.
-    assert seconds < 50 * thousand
+    # 20 to 30 seen, once its graphs leave the caches; a quadratic step makes it 100.
+    assert seconds < 70 * thousand
     assert grown < 1500
 
 

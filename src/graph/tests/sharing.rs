@@ -58,8 +58,6 @@ fn who_reads_the_second_twin_first_gets_it() {
 }
 
 #[test]
-fn seeds_that_once_failed() {
-    for seed in [213_654] {
-        assert_eq!(difference(seed, None), None, "seed {seed}");
-    }
+fn a_seed_that_once_failed() {
+    assert_eq!(difference(213_654, None), None);
 }

@@ -4,34 +4,10 @@
 
 #include "cpp/graph/aliases.h"
 #include "cpp/graph/kinds.h"
+#include "cpp/graph/walk.h"
 
 namespace hypatia::graph {
 namespace {
-
-template <typename Visit>
-void for_each_node(const jit::Block* block, const Visit& visit) {
-  for (const jit::Node* node : block->nodes()) {
-    visit(node);
-    for (const jit::Block* nested : node->blocks())
-      for_each_node(nested, visit);
-  }
-}
-
-// Every value with memory, block inputs included.
-template <typename Visit>
-void for_each_value(const jit::Block* block, const Visit& visit) {
-  for (const jit::Value* input : block->inputs()) {
-    if (has_memory(input)) visit(input);
-  }
-  for (const jit::Node* node : block->nodes()) {
-    for (const jit::Value* output : node->outputs()) {
-      if (has_memory(output)) visit(output);
-    }
-    for (const jit::Block* nested : node->blocks()) {
-      for_each_value(nested, visit);
-    }
-  }
-}
 
 bool is_plain_list(const jit::Node* node) {
   if (node->kind() != jit::prim::ListConstruct) return false;

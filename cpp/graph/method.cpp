@@ -206,8 +206,16 @@ std::shared_ptr<jit::Graph> optimized(const Method& method,
   const auto reason = obstacle(*graph);
   TORCH_CHECK(reason.empty(), reason);
   prepare(graph);
+  session.begin_method();
+  const auto untouched = graph->copy();
   guard_rank(*graph, method, session);
   if (!rewrite(graph, method, session)) return nullptr;
+  const auto risk = obstacle(*graph);
+  if (!risk.empty()) {
+    session.discard_method();
+    rewrite(untouched, method, session);  // Only counts.
+    TORCH_CHECK(false, "the new graph would be unsafe: ", risk);
+  }
   // Numbers its values anew, so that the text of a graph does not tell how it
   // came about.
   return graph->copy();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpp/graph/kinds.h"
+#include "cpp/graph/walk.h"
 
 namespace hypatia::graph {
 namespace {
@@ -19,16 +20,6 @@ void trace(const jit::Value* value, Values& found) {
   for (const jit::Value* input : node->inputs()) trace(input, found);
   for (const jit::Block* nested : node->blocks()) {
     for (const jit::Value* output : nested->outputs()) trace(output, found);
-  }
-}
-
-template <typename Visit>
-void for_each_node(const jit::Block* block, const Visit& visit) {
-  for (const jit::Node* node : block->nodes()) {
-    visit(node);
-    for (const jit::Block* nested : node->blocks()) {
-      for_each_node(nested, visit);
-    }
   }
 }
 
@@ -111,6 +102,49 @@ bool is_carried(const jit::Value* value) {
          owner->kind() == jit::prim::Loop;
 }
 
+// Where values from outside the block come in: any two may share memory.
+bool comes_in(const jit::Value* value) {
+  const auto kind = value->node()->kind();
+  return kind == jit::prim::Param || kind == jit::prim::GetAttr ||
+         kind == jit::prim::Constant;
+}
+
+bool may_share(const Values& a, const Values& b) {
+  const auto shared = [&](const auto* value) { return b.count(value) != 0; };
+  return std::any_of(a.begin(), a.end(), shared) ||
+         (std::any_of(a.begin(), a.end(), comes_in) &&
+          std::any_of(b.begin(), b.end(), comes_in));
+}
+
+// A cat whose result is an element of another's list: LibTorch's peephole pass
+// makes one of both, in the place of the second and whatever is written to the
+// first one's elements between them.
+struct NestedCat {
+  const jit::Node* inner;
+  const jit::Node* outer;
+  Values elements;
+};
+
+std::vector<NestedCat> nested_cats(const jit::Block* block) {
+  std::vector<NestedCat> found;
+  for_each_node(block, [&](const jit::Node* outer) {
+    if (outer->kind() != jit::aten::cat) return;
+    for (const jit::Value* element : outer->input(0)->node()->inputs()) {
+      const jit::Node* inner = element->node();
+      if (inner->kind() != jit::aten::cat) continue;
+      found.push_back({inner, outer, {}});
+      trace(inner->input(0), found.back().elements);
+    }
+  });
+  return found;
+}
+
+bool is_between(const jit::Node* write, const NestedCat& cats) {
+  return write->isAfter(cats.inner) &&
+         (cats.inner->owningBlock() != cats.outer->owningBlock() ||
+          write->isBefore(cats.outer));
+}
+
 }  // namespace
 
 std::string obstacle(const jit::Graph& graph) {
@@ -126,14 +160,22 @@ std::string obstacle(const jit::Graph& graph) {
   });
   if (!reason.empty()) return reason;
   const Live live(block);
+  const auto cats = nested_cats(block);
   for_each_node(block, [&](const jit::Node* node) {
     const auto* schema = node->maybeSchema();
-    if (schema == nullptr || !schema->is_mutable() || node->inputs().empty() ||
-        live.made_by(node)) {
+    if (schema == nullptr || !schema->is_mutable() || node->inputs().empty()) {
       return;
     }
+    const bool seen = live.made_by(node);
+    if (seen && cats.empty()) return;
     Values written;
     trace(node->inputs()[0], written);
+    for (const auto& pair : cats) {
+      if (is_between(node, pair) && may_share(written, pair.elements)) {
+        reason = "it writes to an element of a cat before a cat of that cat";
+      }
+    }
+    if (seen) return;
     // TorchScript's dead code elimination, which is part of its other passes,
     // would take such writes for ones that nobody sees: it does not know what
     // dropout returns, nor what a loop carries into its second round.

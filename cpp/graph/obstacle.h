@@ -9,8 +9,8 @@ namespace hypatia::graph {
 
 namespace jit = torch::jit;
 
-// Why TorchScript's own passes, which go before ours, could not be trusted with
-// the graph; empty if they can.
+// Why TorchScript's own passes, which go before ours and again before the graph
+// runs, could not be trusted with it; empty if they can.
 std::string obstacle(const jit::Graph& graph);
 
 }  // namespace hypatia::graph

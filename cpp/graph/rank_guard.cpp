@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cpp/graph/walk.h"
+
 namespace hypatia::graph {
 namespace {
 
@@ -78,12 +80,9 @@ void add_rank_guard(jit::Graph& graph, size_t input) {
 
 size_t count_batch_norms(const jit::Block* block) {
   size_t count = 0;
-  for (const jit::Node* node : block->nodes()) {
+  for_each_node(block, [&](const jit::Node* node) {
     if (node->kind() == jit::aten::batch_norm && may_fold(node)) ++count;
-    for (const jit::Block* nested : node->blocks()) {
-      count += count_batch_norms(nested);
-    }
-  }
+  });
   return count;
 }
 

@@ -180,6 +180,14 @@ pub mod ffi {
         /// pass, times and rewrites of all.
         fn begin_pass(self: &mut Session);
 
+        /// What is noted from here on is about one method, which may have to
+        /// stay.
+        fn begin_method(self: &mut Session);
+
+        /// The method stays: forgets what was noted of it. Its blocks, given
+        /// once more, are only counted.
+        fn discard_method(self: &mut Session);
+
         /// The block's replacement. An error means the block stays as it is.
         fn optimize_block(self: &mut Session, block: &Block) -> Result<Edits>;
 

@@ -64,6 +64,14 @@ impl Session {
         self.optimizer.begin_pass();
     }
 
+    pub(crate) fn begin_method(&mut self) {
+        self.optimizer.begin_method();
+    }
+
+    pub(crate) fn discard_method(&mut self) {
+        self.optimizer.discard_method();
+    }
+
     pub(crate) fn note_rewrite(&mut self, rule: &str, at: &str) {
         self.optimizer.note_rewrite(rule, at);
     }

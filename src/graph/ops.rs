@@ -18,6 +18,13 @@ pub enum Nature {
     Metadata,
 }
 
+impl Nature {
+    /// The result may be its first argument's memory.
+    pub fn may_view(self) -> bool {
+        matches!(self, Self::View | Self::PerhapsView)
+    }
+}
+
 /// One known operator.
 #[derive(Debug)]
 pub struct Known {

@@ -399,7 +399,7 @@ impl<'a> Writer<'a> {
 
 /// Whether a term's result may be memory that was there before.
 fn views(term: &Term) -> bool {
-    matches!(nature(term), Some(Nature::View | Nature::PerhapsView))
+    nature(term).is_some_and(Nature::may_view)
 }
 
 /// Names and parameters as `cpp/graph/fold.h` has them.

@@ -26,7 +26,17 @@ pub struct Session {
     disabled: Option<String>,
     /// From 1; blocks that are given without a pass belong to the first.
     pass: usize,
+    noted: Noted,
+    /// What was noted when the method that is being rewritten was begun.
+    kept: Noted,
+    keeping: bool,
+}
+
+/// What a call tells.
+#[derive(Debug, Clone, Default)]
+struct Noted {
     report: Report,
+    /// Clusters of GraphViz.
     before: String,
     after: String,
 }
@@ -50,9 +60,9 @@ impl Session {
             limits: Limits::default(),
             disabled: None,
             pass: 0,
-            report,
-            before: String::new(),
-            after: String::new(),
+            noted: Noted { report, ..Noted::default() },
+            kept: Noted::default(),
+            keeping: false,
         }
     }
 
@@ -75,37 +85,50 @@ impl Session {
     /// last pass, times and rewrites of all.
     pub fn begin_pass(&mut self) {
         self.pass += 1;
-        let report = &mut self.report;
+        let Noted { report, after, .. } = &mut self.noted;
         report.nodes_after = 0;
         report.fused_ops.clear();
         report.skipped.clear();
-        self.after.clear();
+        after.clear();
+    }
+
+    /// What is noted from here on is about one method, which may have to stay.
+    pub fn begin_method(&mut self) {
+        self.kept = self.noted.clone();
+        self.keeping = false;
+    }
+
+    /// The method stays: forgets what was noted of it. Its blocks, given once
+    /// more, are only counted.
+    pub fn discard_method(&mut self) {
+        self.noted = self.kept.clone();
+        self.keeping = true;
     }
 
     /// Everything so far.
     pub fn report(&self) -> &Report {
-        &self.report
+        &self.noted.report
     }
 
     /// GraphViz text of all blocks, before and after.
     pub fn dot(&self) -> String {
         format!(
             "digraph hypatia {{\n  node [fontname=monospace];\n{}{}}}\n",
-            self.before, self.after
+            self.noted.before, self.noted.after
         )
     }
 
     /// Notes a rewrite that was made elsewhere.
     pub fn note_rewrite(&mut self, rule: &str, at: &str) {
         let (rule, at) = (rule.to_owned(), at.to_owned());
-        self.report.rewrites.push(Rewrite { rule, at, cost_delta: 0.0 });
+        self.noted.report.rewrites.push(Rewrite { rule, at, cost_delta: 0.0 });
     }
 
     /// Notes what was left alone.
     pub fn note_skipped(&mut self, at: &str, reason: &str) {
         let entry = (at.to_owned(), reason.to_owned());
-        if !self.report.skipped.contains(&entry) {
-            self.report.skipped.push(entry);
+        if !self.noted.report.skipped.contains(&entry) {
+            self.noted.report.skipped.push(entry);
         }
     }
 
@@ -136,6 +159,7 @@ impl Session {
         let mut after = before;
         let outcome = choose(&imported, &saturated, &live, &costs);
         let better = match outcome {
+            _ if self.keeping => None,
             Ok((selected, rewritten)) => {
                 let cost = total::after(&imported, &costs, &rewritten);
                 if cost < before - RESOLUTION {
@@ -152,8 +176,8 @@ impl Session {
                 None
             }
         };
-        if saturated.stop != StopReason::Saturated || self.report.stop_reason.is_empty() {
-            self.report.stop_reason = saturated.stop.to_string();
+        if saturated.stop != StopReason::Saturated || self.noted.report.stop_reason.is_empty() {
+            self.noted.report.stop_reason = saturated.stop.to_string();
         }
         for (at, reason) in explain::skips(&imported, &saturated) {
             self.note_skipped(&at, &reason);
@@ -172,7 +196,7 @@ impl Session {
             live: &live,
             costs: &costs,
         };
-        self.report.rewrites.append(&mut way.rewrites());
+        self.noted.report.rewrites.append(&mut way.rewrites());
         Ok(Attempt::Done(rewritten.edits))
     }
 
@@ -180,10 +204,10 @@ impl Session {
     /// saves counts.
     fn predict(&mut self, before: f64, after: f64) {
         if self.pass <= 1 {
-            self.report.cost_before += before;
-            self.report.cost_after += after;
+            self.noted.report.cost_before += before;
+            self.noted.report.cost_after += after;
         } else {
-            self.report.cost_after += after - before;
+            self.noted.report.cost_after += after - before;
         }
     }
 
@@ -194,15 +218,15 @@ impl Session {
         let after = after.as_ref().unwrap_or(&before);
         let computing =
             |nodes: &[Drawn]| nodes.iter().filter(|node| total::computes(&node.kind)).count();
-        self.report.nodes_after += computing(after);
+        self.noted.report.nodes_after += computing(after);
         for node in after.iter().filter(|node| node.kind.starts_with("hypatia::")) {
-            *self.report.fused_ops.entry(node.kind.clone()).or_default() += 1;
+            *self.noted.report.fused_ops.entry(node.kind.clone()).or_default() += 1;
         }
         if self.pass <= 1 {
-            self.report.nodes_before += computing(&before);
-            self.before += &draw::cluster(&format!("{} before", block.name), &before);
+            self.noted.report.nodes_before += computing(&before);
+            self.noted.before += &draw::cluster(&format!("{} before", block.name), &before);
         }
-        self.after += &draw::cluster(&format!("{} after", block.name), after);
+        self.noted.after += &draw::cluster(&format!("{} after", block.name), after);
     }
 }
 

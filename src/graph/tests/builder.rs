@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::interpreter::Tensor;
 use crate::graph::facts::dtypes;
-use crate::graph::ops::{self, Nature};
+use crate::graph::ops;
 use crate::graph::records::{Block, Node, Origin, Value, ValueKind};
 
 /// Builds a block node by node.
@@ -147,9 +147,7 @@ impl Builder {
             needs_grad: true,
             ..Value::default()
         });
-        if ops::lookup(kind)
-            .is_some_and(|known| matches!(known.nature, Nature::View | Nature::PerhapsView))
-        {
+        if ops::lookup(kind).is_some_and(|known| known.nature.may_view()) {
             self.block.values[number as usize].storage =
                 self.block.values[inputs[0] as usize].storage;
         }

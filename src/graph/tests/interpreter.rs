@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::builder::Builder;
-use crate::graph::ops::{self, Nature};
+use crate::graph::ops;
 use crate::graph::records::{Block, Edits, Step, StepKind, ValueKind};
 
 /// A dense tensor.
@@ -199,8 +199,7 @@ impl Machine {
             return Ok(self.fresh(x));
         }
         let result = compute(kind, args)?;
-        let view = ops::lookup(kind)
-            .is_some_and(|known| matches!(known.nature, Nature::View | Nature::PerhapsView));
+        let view = ops::lookup(kind).is_some_and(|known| known.nature.may_view());
         match (&args[0], view) {
             (Item::Tensor(_, memory), true) => Ok(Item::Tensor(result, *memory)),
             _ => Ok(self.fresh(result)),

@@ -16,7 +16,7 @@ use crate::error::{guarded, Error};
 use crate::launch::exec::{self, Call};
 use crate::launch::{Outcome, Refusal, Scope, Workspace};
 use crate::plan::check::{Matrix, Settings};
-use crate::plan::layer::{Layer, LayerBackward};
+use crate::plan::layer::{Layer, LayerBackward, Work};
 use crate::plan::problem::{Dtype, Math};
 
 #[cxx::bridge(namespace = "hypatia::bridge")]
@@ -198,7 +198,9 @@ unsafe fn linear_relu(
         // SAFETY: cpp/cuda.cpp passes tensors it holds, on the device and
         // stream of the call; LibTorch's allocator keeps freed memory to the
         // stream's order.
-        Ok(report(unsafe { exec::forward(call.into(), input.into(), &[layer.into()]) }))
+        Ok(report(unsafe {
+            exec::run(call.into(), Work::Forward(input.into(), vec![layer.into()]))
+        }))
     })
 }
 
@@ -209,7 +211,9 @@ unsafe fn linear_relu_backward(
 ) -> Result<ffi::Report, Error> {
     guarded("fused_linear_relu_backward", || {
         // SAFETY: as in `linear_relu`.
-        Ok(report(unsafe { exec::backward(call.into(), grad_output.into(), &[layer.into()]) }))
+        Ok(report(unsafe {
+            exec::run(call.into(), Work::Backward(grad_output.into(), vec![layer.into()]))
+        }))
     })
 }
 
@@ -219,9 +223,9 @@ unsafe fn mlp(
     layers: &[ffi::Layer],
 ) -> Result<ffi::Report, Error> {
     guarded("fused_mlp", || {
-        let layers: Vec<Layer> = layers.iter().map(Into::into).collect();
+        let work = Work::Forward(input.into(), layers.iter().map(Into::into).collect());
         // SAFETY: as in `linear_relu`, of cpp/cuda_mlp.cpp.
-        Ok(report(unsafe { exec::forward(call.into(), input.into(), &layers) }))
+        Ok(report(unsafe { exec::run(call.into(), work) }))
     })
 }
 
@@ -231,9 +235,9 @@ unsafe fn mlp_backward(
     layers: &[ffi::LayerBackward],
 ) -> Result<ffi::Report, Error> {
     guarded("fused_mlp_backward", || {
-        let layers: Vec<LayerBackward> = layers.iter().map(Into::into).collect();
+        let work = Work::Backward(grad_output.into(), layers.iter().map(Into::into).collect());
         // SAFETY: as in `mlp`.
-        Ok(report(unsafe { exec::backward(call.into(), grad_output.into(), &layers) }))
+        Ok(report(unsafe { exec::run(call.into(), work) }))
     })
 }
 

@@ -13,7 +13,7 @@ pub fn json() -> String {
         concat!(
             "{{\"version\": {}, \"abi_version\": {}, \"libtorch\": {}, ",
             "\"git_revision\": {}, \"cuda_archs\": {}, \"cuda_kernels\": {}, ",
-            "\"cublaslt\": {}, \"gemm_plans\": {}, \"cpu_features\": {}}}"
+            "\"cublaslt\": {}, \"gemm_plans\": {}, \"recordings\": {}, \"cpu_features\": {}}}"
         ),
         quoted(env!("CARGO_PKG_VERSION")),
         crate::ABI_VERSION,
@@ -23,6 +23,7 @@ pub fn json() -> String {
         quoted(env!("HYPATIA_KERNELS_NOTE")),
         cublaslt,
         launch::product::plans_kept(),
+        launch::replay::recordings_kept(),
         list(cpu_features().into_iter()),
     )
 }

@@ -1,8 +1,9 @@
 //! One record per CUDA device: context, cuBLASLt handle, properties, kernels.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::result::stream::{self as streams, StreamKind};
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{self, CudaContext};
 
 use super::cublaslt::{self, CublasLt, LtHandle};
@@ -23,7 +24,14 @@ pub struct Device {
     pub gemm_workspace_limit: usize,
     /// Our kernels; empty where none was built for this device.
     pub modules: Modules,
+    recording: Mutex<Stream>,
 }
+
+/// An own stream, never destroyed.
+pub(super) struct Stream(pub CUstream);
+
+// SAFETY: CUDA's streams belong to the process, not to a thread.
+unsafe impl Send for Stream {}
 
 /// More devices than any host has.
 const MAX_DEVICES: usize = 64;
@@ -57,6 +65,8 @@ impl Device {
         context.bind_to_thread().map_err(|error| Refusal::driver("binding the context", error))?;
         let handle = cublaslt.create().map_err(|failure| failure.of("cublasLtCreate"))?;
         let modules = Modules::load(capability);
+        let recording = streams::create(StreamKind::NonBlocking)
+            .map_err(|error| Refusal::driver("creating a stream", error))?;
         Ok(Self {
             context,
             cublaslt,
@@ -65,7 +75,13 @@ impl Device {
             multiprocessors: i64::from(multiprocessors),
             gemm_workspace_limit: gemm_workspace_limit(capability),
             modules,
+            recording: Mutex::new(Stream(recording)),
         })
+    }
+
+    /// A stream that nothing runs on: calls are recorded on it, one at a time.
+    pub(super) fn recording_stream(&self) -> MutexGuard<'_, Stream> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cuBLASLt of the process.

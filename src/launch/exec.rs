@@ -7,12 +7,13 @@ use cudarc::driver::sys::{CUstream, CUstreamCaptureStatus};
 use super::device::{device, Device};
 use super::product::Product;
 use super::relu_backward::ReluLaunch;
-use super::{Outcome, Refusal, Scope, Workspace};
-use crate::plan::check::{Matrix, Settings};
-use crate::plan::layer::{self, Layer, LayerBackward, StepBackward};
+use super::{replay, Outcome, Refusal, Scope, Workspace};
+use crate::plan::check::Settings;
+use crate::plan::layer::{Step, Work};
+use crate::plan::replay::Verdict;
 
 /// What every call brings besides its matrices.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Call {
     /// Device, dtype and switches.
     pub settings: Settings,
@@ -22,7 +23,7 @@ pub struct Call {
     pub workspace: Workspace,
 }
 
-/// Runs `layers` on `input`, each on the result of the one before.
+/// Does `work`, by replaying a recording if there is one.
 ///
 /// # Safety
 /// Every address is valid on the device for its shape until the stream has
@@ -30,74 +31,71 @@ pub struct Call {
 ///
 /// # Errors
 /// When ATen should answer; nothing of the results counts then.
-pub unsafe fn forward(call: Call, input: Matrix, layers: &[Layer]) -> Result<Outcome, Refusal> {
-    let stated = layer::forward(call.settings, input, layers).map_err(Refusal::by_design)?;
+pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     let device = device(call.settings.device)?;
     device.bind()?;
-    let products = stated
-        .into_iter()
-        .map(|stated| Product::prepare(device, &call, stated))
-        .collect::<Result<Vec<_>, _>>()?;
+    let (key, verdict) = replay::meet(call, work);
+    if let Verdict::Replay(recording) = &verdict {
+        // SAFETY: the addresses are those that were recorded (they are the
+        // key), and valid by the caller's promise.
+        unsafe { recording.launch(&call) }?;
+        return Ok(Outcome::Done);
+    }
+    let prepare = || -> Result<Vec<Launches>, Refusal> {
+        let steps = key.work.steps(call.settings).map_err(Refusal::by_design)?;
+        steps.into_iter().map(|step| Launches::prepare(device, &call, step)).collect()
+    };
+    let mut steps = prepare()?;
     // Asked for once, for the largest, before anything runs.
-    let needed = products.iter().map(Product::workspace_bytes).max().unwrap_or(0);
-    let tuning = products.iter().any(Product::is_untuned);
+    let needed = steps.iter().map(Launches::scratch_bytes).max().unwrap_or(0);
+    let tuning = steps.iter().flat_map(Launches::products).any(Product::is_untuned);
     if let Some(outcome) = missing_workspace(device, &call, needed, tuning) {
         return Ok(outcome);
     }
-    for product in products {
-        // SAFETY: the context was bound above, the workspace checked; addresses
-        // are the caller's promise. The stream orders the products, which share
-        // the workspace.
-        unsafe { product.run(device, &call) }?;
+    if matches!(verdict, Verdict::Keep) && !tuning {
+        // SAFETY: as below; the steps are put on a stream that only records.
+        let recorded = replay::record(device, &call, |call| unsafe { launch(steps, device, call) });
+        let recording = replay::keep(key.clone(), recorded);
+        if let Some(recording) = recording {
+            // SAFETY: recorded from this very call.
+            unsafe { recording.launch(&call) }?;
+            return Ok(Outcome::Done);
+        }
+        steps = prepare()?;
     }
+    // SAFETY: the context was bound above, the workspace checked; addresses
+    // are the caller's promise.
+    unsafe { launch(steps, device, &call) }?;
     Ok(Outcome::Done)
 }
 
-/// Gradients of `layers`, last layer first: for each the masked gradient and
-/// its column sums in one pass, then a product for each gradient that is wanted.
+/// Puts steps on the call's stream, which orders them: they share buffers and
+/// the workspace.
 ///
 /// # Safety
-/// As for [`forward`].
-///
-/// # Errors
-/// When ATen should answer.
-pub unsafe fn backward(
-    call: Call,
-    grad_output: Matrix,
-    layers: &[LayerBackward],
-) -> Result<Outcome, Refusal> {
-    let stated = layer::backward(call.settings, grad_output, layers).map_err(Refusal::by_design)?;
-    let device = device(call.settings.device)?;
-    device.bind()?;
-    let steps = stated
-        .into_iter()
-        .map(|stated| Step::prepare(device, &call, stated))
-        .collect::<Result<Vec<_>, _>>()?;
-    let needed = steps.iter().map(Step::scratch_bytes).max().unwrap_or(0);
-    let tuning = steps.iter().flat_map(Step::products).any(Product::is_untuned);
-    if let Some(outcome) = missing_workspace(device, &call, needed, tuning) {
-        return Ok(outcome);
-    }
+/// The device's context is current, the workspace has the `scratch_bytes` of
+/// each behind its tickets, addresses are valid as [`run`] says.
+unsafe fn launch(steps: Vec<Launches>, device: &Device, call: &Call) -> Result<(), Refusal> {
     for step in steps {
-        // SAFETY: as in `forward`.
-        unsafe { step.run(device, &call) }?;
+        // SAFETY: forwarded.
+        unsafe { step.run(device, call) }?;
     }
-    Ok(Outcome::Done)
+    Ok(())
 }
 
-/// One layer's backward, ready to launch.
-struct Step {
+/// One step, ready to launch.
+struct Launches {
     relu: Option<ReluLaunch>,
     products: [Option<Product>; 2],
 }
 
-impl Step {
-    fn prepare(device: &Device, call: &Call, stated: StepBackward) -> Result<Self, Refusal> {
-        let relu = stated.relu.map(|relu| ReluLaunch::new(device, relu)).transpose()?;
-        let [input, weight] = stated.products.map(|product| {
+impl Launches {
+    fn prepare(device: &Device, call: &Call, step: Step) -> Result<Self, Refusal> {
+        let relu = step.relu.map(|relu| ReluLaunch::new(device, relu)).transpose()?;
+        let [first, second] = step.products.map(|product| {
             product.map(|stated| Product::prepare(device, call, stated)).transpose()
         });
-        Ok(Self { relu, products: [input?, weight?] })
+        Ok(Self { relu, products: [first?, second?] })
     }
 
     fn products(&self) -> impl Iterator<Item = &Product> {
@@ -110,11 +108,10 @@ impl Step {
     }
 
     /// # Safety
-    /// The device's context is current, the workspace has `scratch_bytes`
-    /// behind its tickets, addresses are valid as [`forward`] says.
+    /// As for [`launch`].
     unsafe fn run(self, device: &Device, call: &Call) -> Result<(), Refusal> {
         // SAFETY: forwarded; the stream orders the products, which read the
-        // masked gradient and share the workspace, behind the kernel.
+        // masked gradient, behind the kernel.
         unsafe {
             if let Some(relu) = self.relu {
                 let _turn = call.workspace.turn();

@@ -1,7 +1,7 @@
 //! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans), `tune` (timing its
 //! algorithms), `relu_backward` (our kernel), `product` (one product with its plan),
-//! `exec` (one operator call).
+//! `exec` (one operator call), `replay` (calls that were recorded as CUDA graphs).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
@@ -18,6 +18,7 @@ pub mod modules;
 pub mod params;
 pub mod product;
 pub mod relu_backward;
+pub mod replay;
 pub mod tune;
 
 /// Why our CUDA path does not answer a call; ATen does instead.
@@ -51,7 +52,7 @@ impl Refusal {
 ///
 /// The first [`Workspace::TICKET_BYTES`] are tickets of reductions and are
 /// zero between launches; the rest is anyone's within a launch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Workspace {
     /// Device address; 256-byte aligned.
     pub data: usize,

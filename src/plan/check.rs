@@ -5,7 +5,7 @@
 use super::problem::{Dtype, Epilogue, Gemm, Math, Operand};
 
 /// A strided 2-D matrix in device memory, row-major notation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Matrix {
     /// Address of element (0, 0).
     pub data: usize,
@@ -48,7 +48,7 @@ impl Matrix {
 }
 
 /// The settings of a call that are not shapes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// CUDA device index.
     pub device: i32,

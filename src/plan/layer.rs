@@ -27,7 +27,7 @@ pub struct Stated {
 }
 
 /// `output[M, N] = input[M, K] · weight[N, K]ᵀ + bias[N]`, through a ReLU or not.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layer {
     /// `[N, K]`.
     pub weight: Matrix,
@@ -40,7 +40,7 @@ pub struct Layer {
 }
 
 /// Matrices of one layer's backward; 0 for a result that nobody wants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerBackward {
     /// `[M, K]`; counts only for `grad_weight`.
     pub input: Matrix,
@@ -74,12 +74,39 @@ pub struct ReluBackward {
     pub dtype: Dtype,
 }
 
-/// One layer's backward: the mask first, then the products, which read it.
+/// What an operator call asks for. The same with equal fields, addresses
+/// included, is the same work on the same memory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// Layers in turn, each on the result of the one before.
+    Forward(Matrix, Vec<Layer>),
+    /// Their gradients from `grad_output`, last layer first.
+    Backward(Matrix, Vec<LayerBackward>),
+}
+
+impl Work {
+    /// The steps that do it, in their order.
+    ///
+    /// # Errors
+    /// A phrase for [`crate::launch::Refusal`] when cuBLASLt cannot take one.
+    pub fn steps(&self, settings: Settings) -> Result<Vec<Step>, String> {
+        match self {
+            Self::Forward(input, layers) => {
+                let products = forward(settings, *input, layers)?.into_iter();
+                Ok(products.map(|p| Step { relu: None, products: [Some(p), None] }).collect())
+            }
+            Self::Backward(grad_output, layers) => backward(settings, *grad_output, layers),
+        }
+    }
+}
+
+/// The mask of a layer's backward, if any, then the products that read it; of
+/// a layer's forward the product alone.
 #[derive(Debug, Clone, Copy)]
-pub struct StepBackward {
+pub struct Step {
     /// Without one the gradient passes as it is.
     pub relu: Option<ReluBackward>,
-    /// The gradients of input and weight.
+    /// In a backward the gradients of input and weight.
     pub products: [Option<Stated>; 2],
 }
 
@@ -114,7 +141,7 @@ pub fn backward(
     settings: Settings,
     grad_output: Matrix,
     layers: &[LayerBackward],
-) -> Result<Vec<StepBackward>, String> {
+) -> Result<Vec<Step>, String> {
     let mut grad = grad_output;
     let mut steps = Vec::with_capacity(layers.len());
     for layer in layers {
@@ -133,7 +160,7 @@ pub fn backward(
                 .then(|| product(settings, left, right, out, None, Epilogue::None))
                 .transpose()
         };
-        steps.push(StepBackward {
+        steps.push(Step {
             relu,
             products: [
                 wanted(passed, layer.weight, layer.grad_input)?,

@@ -1,11 +1,12 @@
 //! Decisions, without CUDA and without LibTorch: what a call asks for
 //! (`problem`), whether our kernels may answer it (`check`), which products a
 //! chain of layers runs (`layer`), how the mask
-//! kernel covers its matrix (`relu_grid`), and where finished plans are kept
-//! (`cache`). Everything here is plain data and runs on any machine.
+//! kernel covers its matrix (`relu_grid`), where finished plans are kept
+//! (`cache`) and which calls are kept whole (`replay`). Everything here is plain data and runs on any machine.
 
 pub mod cache;
 pub mod check;
 pub mod layer;
 pub mod problem;
 pub mod relu_grid;
+pub mod replay;

@@ -28,6 +28,7 @@ const SOURCES: &[&str] = &[
     "vmap",
     "trace",
     "dispatch",
+    "gradients",
     "handles",
     "graph/optimize",
     "graph/module",

@@ -4,6 +4,7 @@
 
 #include "cpp/composite_mlp.h"
 #include "cpp/dispatch.h"
+#include "cpp/gradients.h"
 
 namespace hypatia {
 
@@ -21,6 +22,7 @@ variable_list mlp_gradients(const variable_list& grads,
                                    saved.weights, saved.activations,
                                    saved.output, mask);
   }
+  const SharedGradients may_share;
   return mask.spread(dispatch::fused_mlp_backward(
       grad_output, saved.input, saved.weights, saved.activations, saved.output,
       mask.list()));

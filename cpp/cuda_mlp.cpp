@@ -1,7 +1,6 @@
 // CUDA key of fused_mlp: all layers are checked and described here, one
 // allocation takes every activation, and the bridge is crossed once.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sum.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include "cpp/composite.h"
 #include "cpp/composite_mlp.h"
 #include "cpp/convert.h"
+#include "cpp/gradients.h"
 #include "cpp/register.h"
 #include "cpp/report.h"
 #include "cpp/workspace.h"
@@ -130,28 +130,27 @@ struct BackwardMemory {
   std::vector<size_t> parts;  // the masked gradient, the one on its way
 
   BackwardMemory(const MlpMask& mask, int64_t rows, const at::Tensor& input,
-                 at::TensorList weights, bool relu_last)
-      : gradients(mask.bits().size()) {
-    const auto options = input.options();
-    if (mask.input()) gradients[0] = at::empty(input.sizes(), options);
+                 at::TensorList weights, bool relu_last) {
     int64_t masked = 0, on_the_way = 0;
-    for (size_t i = mask.lowest(); i < weights.size(); ++i) {
+    std::vector<c10::IntArrayRef> sizes(mask.bits().size());
+    std::vector<int64_t> widths;
+    widths.reserve(weights.size());  // `sizes` points into it
+    if (mask.input()) sizes[0] = input.sizes();
+    for (size_t i = 0; i < weights.size(); ++i) {
       const bool last = i + 1 == weights.size();
-      const int64_t width = weights[i].size(0);
-      if (mask.weight(i)) {
-        gradients[1 + i] = at::empty(weights[i].sizes(), options);
-      }
-      if (mask.bias(i) && (!last || relu_last)) {
-        gradients[1 + weights.size() + i] = at::empty({width}, options);
-      }
+      widths.push_back(weights[i].size(0));
+      if (mask.weight(i)) sizes[1 + i] = weights[i].sizes();
+      if (mask.bias(i)) sizes[1 + weights.size() + i] = {&widths[i], 1};
+      if (i < mask.lowest()) continue;
       if ((mask.weight(i) || mask.in_front_of(i)) && (!last || relu_last)) {
-        masked = std::max(masked, width);
+        masked = std::max(masked, widths[i]);
       }
-      if (!last) on_the_way = std::max(on_the_way, width);
+      if (!last) on_the_way = std::max(on_the_way, widths[i]);
     }
+    gradients = empty_gradients(sizes, mask.bits(), input.options());
     const MlpLayout layout =
         MlpLayout(rows, {masked, on_the_way}, input.element_size());
-    scratch = at::empty_symint({layout.total}, options);
+    scratch = at::empty_symint({layout.total}, input.options());
     parts = addresses(scratch, layout.offsets);
   }
 };
@@ -177,7 +176,7 @@ std::vector<at::Tensor> fused_mlp_backward(
   }
   const bool relu_last = output.has_value() && output->defined();
   const int64_t rows = input.numel() / input.size(-1);
-  // Only the mask kernel reads gradients with any strides.
+  // Products do not read gradients with any strides.
   const MatrixView dy = as_matrix(grad_output, /*any_strides=*/relu_last);
   const at::Tensor y = relu_last ? output->contiguous() : at::Tensor();
   const at::Tensor saved = activations.contiguous();
@@ -205,10 +204,10 @@ std::vector<at::Tensor> fused_mlp_backward(
       layer.grad_input = i == 0 ? address(gradients[0]) : memory.parts[1];
     }
     layer.grad_weight = optional_address(gradients[1 + i]);
+    layer.grad_bias = optional_address(gradients[1 + count + i]);
     if (!last || relu_last) {
       layer.output = last ? address(y) : hidden[i];
       layer.masked = needs_masked ? memory.parts[0] : 0;
-      layer.grad_bias = optional_address(gradients[1 + count + i]);
     }
     layers.push_back(layer);
   }
@@ -220,10 +219,6 @@ std::vector<at::Tensor> fused_mlp_backward(
   if (!done("fused_mlp_backward", report)) {
     return composite::checked_mlp_backward(grad_output, input, weights,
                                            activations, output, mask_bits);
-  }
-  // No mask kernel has summed this one.
-  if (mask.bias(count - 1) && !relu_last) {
-    gradients.back() = at::sum(composite::flatten_rows(grad_output), 0);
   }
   return mask.pick(std::move(gradients));
 }

@@ -4,7 +4,7 @@
 
 struct ReluBackwardParams {
   const void* grad;       // [rows, cols], element strides below
-  const void* output;     // [rows, cols], dense: what ReLU returned
+  const void* output;     // [rows, cols], dense: what ReLU returned, or null
   void* masked;           // [rows, cols], dense, or null if not wanted
   void* bias_grad;        // [cols], or null if not wanted
   float* partial;         // [gridDim.y, cols], used if gridDim.y > 1

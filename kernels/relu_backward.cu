@@ -1,4 +1,5 @@
 // masked = output <= 0 ? 0 : grad, and bias_grad[c] = sum over rows of masked.
+// Without an output there is no mask: the column sums of grad alone.
 //
 // Shapes   grad, output, masked [rows, cols]; bias_grad [cols].
 // Layout   output and masked dense row-major; grad with any two strides.
@@ -57,6 +58,7 @@ __device__ void relu_backward(const ReluBackwardParams& p) {
   const T* grad = static_cast<const T*>(p.grad) + col * p.grad_col_stride;
   const T* output = static_cast<const T*>(p.output) + col;
   T* masked = static_cast<T*>(p.masked) + col;
+  const bool masks = p.output != nullptr;
   float sum[V] = {};
   if (col < p.cols) {
     for (long long row = first + ty; row < last; row += kUnroll * TY) {
@@ -67,7 +69,9 @@ __device__ void relu_backward(const ReluBackwardParams& p) {
         if (r < last) {
           g[u] = *reinterpret_cast<const Pack<T, V>*>(grad +
                                                       r * p.grad_row_stride);
-          y[u] = *reinterpret_cast<const Pack<T, V>*>(output + r * p.cols);
+          if (masks) {
+            y[u] = *reinterpret_cast<const Pack<T, V>*>(output + r * p.cols);
+          }
         }
       }
 #pragma unroll
@@ -77,7 +81,7 @@ __device__ void relu_backward(const ReluBackwardParams& p) {
           Pack<T, V> z;
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            const bool off = to_float(y[u].at[v]) <= 0.0f;
+            const bool off = masks && to_float(y[u].at[v]) <= 0.0f;
             z.at[v] = off ? from_float<T>(0.0f) : g[u].at[v];
             sum[v] += to_float(z.at[v]);
           }

@@ -83,8 +83,7 @@ pub mod ffi {
     }
 
     /// Its backward; 0 for what is not wanted, and for `output` without a ReLU.
-    /// `input` counts if `grad_weight` is wanted, `weight` if `grad_input` is;
-    /// `grad_bias` needs a ReLU.
+    /// `input` counts if `grad_weight` is wanted, `weight` if `grad_input` is.
     #[derive(Clone, Copy)]
     struct LayerBackward {
         input: Matrix,

@@ -7,7 +7,7 @@
 pub struct ReluBackwardParams {
     /// `[rows, cols]`, element strides below.
     pub grad: u64,
-    /// `[rows, cols]`, dense.
+    /// `[rows, cols]`, dense, or 0.
     pub output: u64,
     /// `[rows, cols]`, dense, or 0.
     pub masked: u64,

@@ -55,16 +55,16 @@ pub struct LayerBackward {
     pub grad_input: usize,
     /// `[N, K]`, dense.
     pub grad_weight: usize,
-    /// `[N]`; with a ReLU only, whose kernel sums it.
+    /// `[N]`.
     pub grad_bias: usize,
 }
 
-/// One masked gradient and its column sums.
+/// One masked gradient and its column sums, or the sums alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReluBackward {
     /// Incoming gradient, any strides.
     pub grad: Matrix,
-    /// What ReLU returned, dense.
+    /// What ReLU returned, dense; 0 for no mask.
     pub output: usize,
     /// Where the masked gradient goes, dense; 0 for nowhere.
     pub masked: usize,
@@ -104,7 +104,7 @@ impl Work {
 /// a layer's forward the product alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// Without one the gradient passes as it is.
+    /// Without one nothing is masked or summed.
     pub relu: Option<ReluBackward>,
     /// In a backward the gradients of input and weight.
     pub products: [Option<Stated>; 2],
@@ -133,7 +133,7 @@ pub fn forward(settings: Settings, input: Matrix, layers: &[Layer]) -> Result<Ve
 
 /// The steps of `layers`, last layer first, each on the gradient that the one
 /// before left in its `grad_input`; `grad_output` has any strides if the first
-/// of them has a ReLU.
+/// of them has a ReLU, else unit stride in a dimension.
 ///
 /// # Errors
 /// As for [`forward`].
@@ -145,16 +145,15 @@ pub fn backward(
     let mut grad = grad_output;
     let mut steps = Vec::with_capacity(layers.len());
     for layer in layers {
-        let relu = (layer.output != 0).then_some(ReluBackward {
+        let masks = layer.output != 0;
+        let relu = (masks || layer.grad_bias != 0).then_some(ReluBackward {
             grad,
             output: layer.output,
             masked: layer.masked,
             bias_grad: layer.grad_bias,
             dtype: settings.dtype,
         });
-        debug_assert!(relu.is_some() || layer.grad_bias == 0, "the caller's to sum");
-        let passed =
-            relu.map_or(grad, |relu| Matrix::dense(relu.masked, relu.grad.rows, relu.grad.cols));
+        let passed = if masks { Matrix::dense(layer.masked, grad.rows, grad.cols) } else { grad };
         let wanted = |left: Matrix, right: Matrix, out: usize| {
             (out != 0)
                 .then(|| product(settings, left, right, out, None, Epilogue::None))
@@ -265,7 +264,8 @@ mod tests {
                 for r in 0..grad.rows {
                     let at = r * grad.cols + c;
                     let g = *self.at(grad.data, r * grad.row_stride + c * grad.col_stride);
-                    let z = if *self.at(output, at) <= 0.0 { 0.0 } else { g };
+                    let off = output != 0 && *self.at(output, at) <= 0.0;
+                    let z = if off { 0.0 } else { g };
                     sum += z;
                     if masked != 0 {
                         *self.at(masked, at) = z;
@@ -365,7 +365,7 @@ mod tests {
                     masked: if layers[i].relu { masked } else { 0 },
                     grad_input: if i == 0 { machine.room(ROWS * k) } else { on_the_way },
                     grad_weight: machine.room(n * k),
-                    grad_bias: if layers[i].relu { machine.room(n) } else { 0 },
+                    grad_bias: machine.room(n),
                 });
             }
             for step in backward(SETTINGS, grad_output, &back).unwrap() {
@@ -386,10 +386,8 @@ mod tests {
                 let (k, n) = (WIDTHS[i], WIDTHS[i + 1]);
                 let got = machine.read(Matrix::dense(layer.grad_weight, n, k));
                 assert_eq!(got, times(&flipped(&grad), &x), "weight {i}");
-                if layer.grad_bias != 0 {
-                    let got = machine.read(Matrix::dense(layer.grad_bias, 1, n));
-                    assert_eq!(got, times(&[vec![1.0; 3]], &grad), "bias {i}");
-                }
+                let got = machine.read(Matrix::dense(layer.grad_bias, 1, n));
+                assert_eq!(got, times(&[vec![1.0; 3]], &grad), "bias {i}");
                 grad = times(&grad, &machine.read(layer.weight));
             }
             let got = machine.read(Matrix::dense(back[3].grad_input, ROWS, WIDTHS[0]));

@@ -1,12 +1,12 @@
 """Benchmarks with their baselines in the same run.
 
-    python benches/bench.py [--quick] [--modes bf16,fp32] [--json FILE]
+    python benches/bench.py [--quick] [--modes bf16,fp32] [--against compile,jax] [--json FILE]
 
-Parts: `chain` (the nine MLPs as a chain of single operators and as one call of
-fused_mlp, captured in a CUDA graph, against eager and torch._addmm_activation;
-the one call in wall time too, against eager's and the chain's) and `single` (one
-operator call, wall time, against eager's linear + relu). Without a GPU both
-are wall times on the CPU.
+Parts: `inference` and `training` (the nine MLPs: eager, torch._addmm_activation,
+a chain of our single operators, one call of fused_mlp; wall time in a Python
+loop and, on CUDA, captured in a CUDA graph) and `single` (one operator call, wall
+time, against eager's linear + ReLU). A training step is forward and the
+gradients of the input and all parameters. `benches/plot.py` draws the JSON.
 """
 
 import argparse
@@ -17,69 +17,99 @@ from pathlib import Path
 
 import torch
 
+import contenders
 import models
 import timing
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = {"inference": contenders.inference, "training": contenders.training}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shapes")
     parser.add_argument("--modes", default=None, help="of " + ",".join(models.MODES))
-    parser.add_argument("--parts", default="chain,single")
+    parser.add_argument("--models", default=None, help="of " + ",".join(m.name for m in models.MLPS))
+    parser.add_argument("--parts", default="inference,training,single")
+    parser.add_argument("--against", default="", help="of " + ",".join(contenders.OTHERS) + ", besides")
     parser.add_argument("--json", type=Path, default=None, help="write every figure there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
-def chain(mlp, mode, args):
-    """One MLP: medians per contender and ratios to ours."""
+def matrix_rate(mode, args):
+    """FLOP/s of torch.mm at 8192 (CPU: 1024): what the machine can do."""
     dtype = models.set_mode(mode)
-    x, parameters = models.make(mlp, dtype, args.device)
-    forwards = {name: models.hidden_then_linear(layer) for name, layer in models.LAYERS.items()}
-    forwards["mlp"] = models.whole_mlp
-    calls = {name: lambda f=f: f(x, parameters) for name, f in forwards.items()}
-    cuda = args.device == "cuda"
-    rounds = (7 if args.quick else 21) if cuda else 5
+    n = 8192 if args.device == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=args.device).to(dtype) for _ in range(2))
+    product = timing.Wall([lambda: torch.mm(a, b)], warmups=3)
+    return 2 * n**3 / min(product.microseconds(5) for _ in range(3)) * 1e6
+
+
+def whole(part, mlp, mode, rate, args):
+    """One MLP: medians per contender, ratios of all others to fused_mlp."""
+    training, cuda = part == "training", args.device == "cuda"
+    dtype = models.set_mode(mode)
+    # A training step reads and writes more than a cache holds by itself.
+    inputs = [models.make(mlp, dtype, args.device)] if training else models.copies(mlp, dtype, args.device)
+    for t in models.leaves(*inputs[0]) if training else []:
+        t.requires_grad_()
+    names = [name for name in contenders.FORWARDS if not (training and name == "act")]
+    names += [name for name in args.against.split(",") if name]
+    rounds = (7 if args.quick else 15) if cuda else 5
     target = 1500 if cuda else 20_000
-    with torch.no_grad():
-        kind = timing.Captured if cuda else timing.Wall
-        contenders = {name: kind(call) for name, call in calls.items()}
-        times = timing.alternate(contenders, rounds, target)
-        wall = times
-        if cuda:
-            contenders = {name: timing.Wall(call) for name, call in calls.items()}
-            wall = timing.alternate(contenders, rounds, target)
-    return {
-        "part": "chain",
-        "model": mlp.name,
-        "mode": mode,
-        "us": {name: timing.median(values) for name, values in times.items()},
-        "spread": {name: timing.spread(values) for name, values in times.items()},
-        "eager_over_ours": timing.ratio(times, "eager", "hypatia"),
-        "act_over_ours": timing.ratio(times, "act", "hypatia"),
-        "eager_over_mlp": timing.ratio(times, "eager", "mlp"),
-        "wall_us": {name: timing.median(values) for name, values in wall.items()},
-        "wall_eager_over_mlp": timing.ratio(wall, "eager", "mlp"),
-        "wall_ours_over_mlp": timing.ratio(wall, "hypatia", "mlp"),
-        "tflops": mlp.flops() / timing.median(times["hypatia"]) * 1e-6,
-    }
+    row = {"part": part, "model": mlp.name, "mode": mode}
+    with torch.set_grad_enabled(training):
+        for kind in ["wall", "captured"] if cuda else ["wall"]:
+            timer = timing.Captured if kind == "captured" else timing.Wall
+            times = timing.alternate(
+                {
+                    name: timer(PARTS[part](name, inputs, kind == "captured"))
+                    for name in names
+                    if not (name == "jax" and kind == "captured")
+                },
+                rounds,
+                # A round of fewer steps is no loop.
+                target * (10 if training and kind == "wall" else 1),
+            )
+            row[kind] = {
+                "us": {name: timing.median(values) for name, values in times.items()},
+                "spread": {name: timing.spread(values) for name, values in times.items()},
+                "over_mlp": {name: timing.ratio(times, name, "mlp") for name in times if name != "mlp"},
+            }
+    best = row["captured" if cuda else "wall"]["us"]["mlp"]
+    row["tflops"] = mlp.flops(training) / best * 1e-6
+    row["share"] = row["tflops"] * 1e12 / rate
+    return row
+
+
+def show(row):
+    """One line a row: medians in us of every contender, the last ours, and the
+    others over ours."""
+    for kind in ("captured", "wall"):
+        if kind in row:
+            figures, ratios = row[kind]["us"], row[kind]["over_mlp"]
+            text = "  ".join(
+                f"{name} {us:.1f}" + (f" ({ratios[name]:.2f}x)" if name in ratios else "")
+                for name, us in figures.items()
+            )
+            share = f"  {row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of mm" if kind == "captured" else ""
+            print(f"{row['part']:10}{row['model']:13}{row['mode']:5} {kind:9}{text}{share}", flush=True)
 
 
 def single(batch, k, n, mode, args):
     """One layer: wall time of a call."""
     dtype = models.set_mode(mode)
     layer = models.Mlp("layer", k, n, 1, 1, batch)
-    x, parameters = models.make(layer, dtype, args.device)
+    x, parameters, _ = models.make(layer, dtype, args.device)
     w, b = parameters[0]
     with torch.no_grad():
-        contenders = {
-            name: timing.Wall(lambda layer=layer: layer(x, w, b))
+        calls = {
+            name: timing.Wall([lambda layer=layer: layer(x, w, b)])
             for name, layer in models.LAYERS.items()
             if name != "act"
         }
-        times = timing.alternate(contenders, 7 if args.quick else 15, 4000)
+        times = timing.alternate(calls, 7 if args.quick else 15, 4000)
     return {
         "part": "single",
         "shape": f"{batch}x{n}x{k}",
@@ -111,25 +141,16 @@ def main():
     print(describe(args))
     rows = []
     parts = args.parts.split(",")
-    if "chain" in parts:
-        print(f"\nchain of single operators, {'captured' if cuda else 'wall'}, us (median)")
-        print(
-            f"{'model':13}{'mode':6}{'eager':>9}{'act':>9}{'ours':>9}{'mlp':>9}{'eager/ours':>12}"
-            f"{'act/ours':>10}{'eager/mlp':>11}{'TFLOP/s':>9}{'wall: mlp':>11}{'eager/mlp':>11}{'ours/mlp':>10}"
-        )
-        mlps = models.MLPS[:5] if args.quick and not cuda else models.MLPS
-        for mode in modes:
+    mlps = [m for m in models.MLPS if args.models is None or m.name in args.models.split(",")]
+    if args.quick and not cuda:
+        mlps = mlps[:5]
+    for mode in modes:
+        rate = matrix_rate(mode, args)
+        print(f"{mode}: torch.mm reaches {rate * 1e-12:.1f} TFLOP/s")
+        for part in [part for part in PARTS if part in parts]:
             for mlp in mlps:
-                row = chain(mlp, mode, args)
-                rows.append(row)
-                us = row["us"]
-                print(
-                    f"{mlp.name:13}{mode:6}{us['eager']:9.2f}{us['act']:9.2f}{us['hypatia']:9.2f}"
-                    f"{us['mlp']:9.2f}{row['eager_over_ours']:12.3f}{row['act_over_ours']:10.3f}"
-                    f"{row['eager_over_mlp']:11.3f}{row['tflops']:9.1f}{row['wall_us']['mlp']:11.2f}"
-                    f"{row['wall_eager_over_mlp']:11.3f}{row['wall_ours_over_mlp']:10.3f}",
-                    flush=True,
-                )
+                rows.append(whole(part, mlp, mode, rate, args))
+                show(rows[-1])
     if "single" in parts:
         print("\none operator, wall, us (median): batch x N x K")
         print(f"{'shape':18}{'mode':6}{'eager':>9}{'ours':>9}{'eager/ours':>12}")

@@ -25,9 +25,11 @@ class Mlp:
         widths = [self.inputs] + [self.hidden] * self.depth + [self.outputs]
         return list(zip(widths, widths[1:]))
 
-    def flops(self):
-        """Of one forward pass; a multiply-add counts as two."""
-        return sum(2 * self.batch * k * n for k, n in self.layers())
+    def flops(self, training=False):
+        """Of a forward pass, or of it and of all gradients; a multiply-add
+        counts as two."""
+        once = sum(2 * self.batch * k * n for k, n in self.layers())
+        return 3 * once if training else once
 
 
 MLPS = [
@@ -59,7 +61,8 @@ def set_mode(mode):
 
 
 def make(mlp, dtype, device, seed=0):
-    """Input and [(weight, bias)], scaled so that activations stay near 1."""
+    """Input, [(weight, bias)] scaled so that activations stay near 1, and the
+    gradient of the result."""
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def randn(*shape):
@@ -70,7 +73,21 @@ def make(mlp, dtype, device, seed=0):
         ((randn(n, k) * (2.0 / k) ** 0.5).to(dtype), (randn(n) * 0.1).to(dtype))
         for k, n in mlp.layers()
     ]
-    return x, parameters
+    return x, parameters, randn(mlp.batch, mlp.outputs).to(dtype)
+
+
+def leaves(x, parameters, _grad_output=None):
+    """The tensors whose gradients a training step computes."""
+    return [x, *(t for pair in parameters for t in pair)]
+
+
+def copies(mlp, dtype, device):
+    """As many of `make` as a cache must not hold: a model that has its weights
+    in the caches from the last call is a special case for large ones."""
+    bytes_of = sum(n * k for k, n in mlp.layers()) * dtype.itemsize
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 32 << 20
+    count = 1 if bytes_of < cache // 8 else -(-2 * cache // bytes_of)
+    return [make(mlp, dtype, device, seed) for seed in range(count)]
 
 
 def hidden_then_linear(hidden):

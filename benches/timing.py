@@ -10,27 +10,27 @@ PLACEMENTS = 6
 
 
 class Captured:
-    """CUDA graphs of one call, timed by events: GPU time without launches.
+    """CUDA graphs of calls, timed by events: GPU time without launches.
 
-    The call is captured several times over, each with activations elsewhere in
-    memory, and replayed in turn: one placement alone shifts small models by up
-    to 3 %, the same way in every round.
+    Captured several times over, each with activations elsewhere in memory, and
+    replayed in turn: one placement alone shifts small models by up to 3 %, the
+    same way in every round.
     """
 
     granularity = PLACEMENTS  # replays of a round, so that each takes part
 
-    def __init__(self, call, warmups=3):
+    def __init__(self, calls, warmups=3):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(warmups):
+            for call in calls * warmups:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         self.graphs, self.outputs, self.gaps = [], [], []
-        for placement in range(PLACEMENTS):
+        for placement in range(max(PLACEMENTS, len(calls))):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.outputs.append(call())
+                self.outputs.append(calls[placement % len(calls)]())
             self.graphs.append(graph)
             self.gaps.append(torch.empty((placement + 1) << 17, device="cuda"))
 
@@ -38,7 +38,7 @@ class Captured:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for i in range(repeats):
-            self.graphs[i % PLACEMENTS].replay()
+            self.graphs[i % len(self.graphs)].replay()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1e3 / repeats
@@ -49,22 +49,27 @@ class Wall:
 
     granularity = 1
 
-    def __init__(self, call, warmups=5):
-        self.call = call
-        for _ in range(warmups):
-            call()
+    def __init__(self, calls, warmups=5):
+        self.calls = calls
+        for call in calls * warmups:
+            self.result = call()
         self.synchronize()
 
-    @staticmethod
-    def synchronize():
+    def synchronize(self):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        if hasattr(self.result, "block_until_ready"):
+            self.result.block_until_ready()
 
     def microseconds(self, repeats):
+        calls = self.calls
+        # A loop after the other contenders' memory traffic: addresses settle.
+        for call in calls * 6:
+            self.result = call()
         self.synchronize()
         start = time.perf_counter()
-        for _ in range(repeats):
-            self.call()
+        for i in range(repeats):
+            self.result = calls[i % len(calls)]()
         self.synchronize()
         return (time.perf_counter() - start) * 1e6 / repeats
 

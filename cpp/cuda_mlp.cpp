@@ -127,7 +127,9 @@ std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
 struct BackwardMemory {
   std::vector<at::Tensor> gradients;  // as the mask counts them
   at::Tensor scratch;
-  std::vector<size_t> parts;  // the masked gradient, the one on its way
+  // Masked gradients in turn, so that the next layer's need not wait for all
+  // that reads this one's; then the gradient on its way to the next.
+  std::vector<size_t> parts;
 
   BackwardMemory(const MlpMask& mask, int64_t rows, const at::Tensor& input,
                  at::TensorList weights, bool relu_last) {
@@ -149,7 +151,7 @@ struct BackwardMemory {
     }
     gradients = empty_gradients(sizes, mask.bits(), input.options());
     const MlpLayout layout =
-        MlpLayout(rows, {masked, on_the_way}, input.element_size());
+        MlpLayout(rows, {masked, masked, on_the_way}, input.element_size());
     scratch = at::empty_symint({layout.total}, input.options());
     parts = addresses(scratch, layout.offsets);
   }
@@ -201,13 +203,13 @@ std::vector<at::Tensor> fused_mlp_backward(
     if (mask.in_front_of(i)) {
       views.push_back(as_matrix(weights[i]));
       layer.weight = views.back().matrix;
-      layer.grad_input = i == 0 ? address(gradients[0]) : memory.parts[1];
+      layer.grad_input = i == 0 ? address(gradients[0]) : memory.parts[2];
     }
     layer.grad_weight = optional_address(gradients[1 + i]);
     layer.grad_bias = optional_address(gradients[1 + count + i]);
     if (!last || relu_last) {
       layer.output = last ? address(y) : hidden[i];
-      layer.masked = needs_masked ? memory.parts[0] : 0;
+      layer.masked = needs_masked ? memory.parts[i % 2] : 0;
     }
     layers.push_back(layer);
   }

@@ -5,6 +5,7 @@ use cudarc::driver::result::stream as streams;
 use cudarc::driver::sys::{CUstream, CUstreamCaptureStatus};
 
 use super::device::{device, Device};
+use super::lanes::Lanes;
 use super::product::Product;
 use super::relu_backward::ReluLaunch;
 use super::{replay, Outcome, Refusal, Scope, Workspace};
@@ -46,8 +47,8 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
         steps.into_iter().map(|step| Launches::prepare(device, &call, step)).collect()
     };
     let mut steps = prepare()?;
-    // Asked for once, for the largest, before anything runs.
-    let needed = steps.iter().map(Launches::scratch_bytes).max().unwrap_or(0);
+    // Asked for once, for the largest of each lane, before anything runs.
+    let needed = scratch_bytes(&steps);
     let tuning = steps.iter().flat_map(Launches::products).any(Product::is_untuned);
     if let Some(outcome) = missing_workspace(device, &call, needed, tuning) {
         return Ok(outcome);
@@ -69,18 +70,34 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     Ok(Outcome::Done)
 }
 
+/// Scratch bytes of the main lane, of steps that follow each other.
+fn main_bytes(steps: &[Launches]) -> usize {
+    let bytes = steps.iter().map(Launches::main_bytes).max().unwrap_or(0);
+    bytes.next_multiple_of(256)
+}
+
+/// Of both lanes, which may run at the same time.
+fn scratch_bytes(steps: &[Launches]) -> usize {
+    main_bytes(steps) + steps.iter().map(Launches::side_bytes).max().unwrap_or(0)
+}
+
 /// Puts steps on the call's stream, which orders them: they share buffers and
-/// the workspace.
+/// the workspace. In a capture what may run side by side is put there.
 ///
 /// # Safety
-/// The device's context is current, the workspace has the `scratch_bytes` of
-/// each behind its tickets, addresses are valid as [`run`] says.
+/// The device's context is current, the workspace has the [`scratch_bytes`]
+/// behind its tickets, addresses are valid as [`run`] says.
 unsafe fn launch(steps: Vec<Launches>, device: &Device, call: &Call) -> Result<(), Refusal> {
+    let branches =
+        steps.iter().any(|step| step.products[1].as_ref().is_some_and(Product::is_small));
+    let mut lanes = branches.then(|| Lanes::of(call.stream as CUstream)).flatten();
+    let mut aside = *call;
+    aside.workspace.data += main_bytes(&steps);
     for step in steps {
         // SAFETY: forwarded.
-        unsafe { step.run(device, call) }?;
+        unsafe { step.run(device, call, &aside, lanes.as_mut()) }?;
     }
-    Ok(())
+    lanes.map_or(Ok(()), Lanes::join)
 }
 
 /// One step, ready to launch.
@@ -102,26 +119,58 @@ impl Launches {
         self.products.iter().flatten()
     }
 
-    fn scratch_bytes(&self) -> usize {
-        let mask = self.relu.as_ref().map_or(0, ReluLaunch::scratch_bytes);
-        self.products().map(Product::workspace_bytes).fold(mask, usize::max)
+    /// Whether the second product goes beside the main lane in a capture.
+    fn branches(&self) -> bool {
+        self.products[1].as_ref().is_some_and(Product::is_small)
     }
 
+    /// Scratch bytes of what is always on the main lane.
+    fn main_bytes(&self) -> usize {
+        let mask = self.relu.as_ref().map_or(0, ReluLaunch::scratch_bytes);
+        let products = if self.branches() { &self.products[..1] } else { &self.products };
+        products.iter().flatten().map(Product::workspace_bytes).fold(mask, usize::max)
+    }
+
+    /// Scratch bytes of what may be beside it.
+    fn side_bytes(&self) -> usize {
+        let second = self.products[1].as_ref().filter(|_| self.branches());
+        second.map_or(0, Product::workspace_bytes)
+    }
+
+    /// `aside` has scratch memory that the main lane does not use.
+    ///
     /// # Safety
     /// As for [`launch`].
-    unsafe fn run(self, device: &Device, call: &Call) -> Result<(), Refusal> {
-        // SAFETY: forwarded; the stream orders the products, which read the
-        // masked gradient, behind the kernel.
-        unsafe {
-            if let Some(relu) = self.relu {
-                let _turn = call.workspace.turn();
-                relu.launch(call.workspace, call.stream as CUstream)?;
+    unsafe fn run(
+        self,
+        device: &Device,
+        call: &Call,
+        aside: &Call,
+        mut lanes: Option<&mut Lanes>,
+    ) -> Result<(), Refusal> {
+        let branches = self.branches();
+        let mut masked = 0;
+        if let Some(relu) = &self.relu {
+            masked = relu.masked();
+            if let Some(lanes) = &mut lanes {
+                lanes.before_write(masked)?;
             }
-            for product in self.products.into_iter().flatten() {
-                product.run(device, call)?;
+            let _turn = call.workspace.turn();
+            // SAFETY: forwarded.
+            unsafe { relu.launch(call.workspace, call.stream as CUstream) }?;
+        }
+        let [first, second] = self.products;
+        if let Some(second) = second {
+            // SAFETY: forwarded; it comes behind the mask kernel, whose result
+            // it reads, and the buffer is written again behind it.
+            let launch = |call| unsafe { second.run(device, call) };
+            match lanes {
+                Some(lanes) if branches => lanes.aside(masked, || launch(aside))?,
+                _ => launch(if branches { aside } else { call })?,
             }
         }
-        Ok(())
+        // SAFETY: as above.
+        first.map_or(Ok(()), |product| unsafe { product.run(device, call) })
     }
 }
 

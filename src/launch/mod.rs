@@ -1,7 +1,8 @@
 //! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans), `tune` (timing its
 //! algorithms), `relu_backward` (our kernel), `product` (one product with its plan),
-//! `exec` (one operator call), `replay` (calls that were recorded as CUDA graphs).
+//! `exec` (one operator call), `replay` (calls that were recorded as CUDA graphs),
+//! `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
@@ -14,6 +15,7 @@ pub mod cublaslt;
 pub mod device;
 pub mod exec;
 pub mod gemm;
+pub mod lanes;
 pub mod modules;
 pub mod params;
 pub mod product;

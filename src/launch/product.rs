@@ -73,6 +73,14 @@ impl Product {
         matches!(self.plan, Plan::Untuned(_))
     }
 
+    /// Whether it leaves room on the device for another beside it. On an H200
+    /// pairs of 0.3 GFLOP gain up to 19 % of a training step, pairs of 4 lose 4.
+    pub fn is_small(&self) -> bool {
+        const FLOP: f64 = 1e9;
+        let Gemm { m, n, k, .. } = self.stated.gemm;
+        2.0 * m as f64 * n as f64 * k as f64 <= FLOP
+    }
+
     /// Scratch bytes that a run may need.
     pub fn workspace_bytes(&self) -> usize {
         match &self.plan {

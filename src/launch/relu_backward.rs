@@ -43,6 +43,11 @@ impl ReluLaunch {
         Ok(Self { call, grid, function })
     }
 
+    /// Where the masked gradient goes; 0 for nowhere.
+    pub fn masked(&self) -> usize {
+        self.call.masked
+    }
+
     /// Scratch bytes behind the tickets.
     pub fn scratch_bytes(&self) -> usize {
         if self.call.bias_grad == 0 {

@@ -1,0 +1,98 @@
+"""Who computes an MLP in the benchmark, and how.
+
+A forward function takes `(x, parameters)`, `parameters` a list of
+`(weight [N, K], bias [N])`, and returns the last layer's result.
+"""
+
+import importlib.util
+
+import torch
+
+import models
+
+EAGER = models.hidden_then_linear(models.eager_layer)
+
+# Ours and what comes with PyTorch; `act` has no derivative.
+FORWARDS = {
+    "eager": EAGER,
+    "act": models.hidden_then_linear(models.act_layer),
+    "single": models.hidden_then_linear(models.fused_layer),
+    "mlp": models.whole_mlp,
+}
+# Asked for with --against: they compile for seconds to minutes a model.
+COMPILED = {"compile": None, "autotune": "max-autotune"}
+OTHERS = [*COMPILED, "jax"]
+
+
+def forward_of(name, captured):
+    """The forward function of a contender; `captured`: to go into a CUDA graph
+    of ours, for which torch.compile must not make its own."""
+    if name not in COMPILED:
+        return FORWARDS[name]
+    mode = COMPILED[name]
+    if mode is not None and captured:
+        mode += "-no-cudagraphs"
+    torch._dynamo.reset()
+    return torch.compile(EAGER, mode=mode)
+
+
+def inference(name, inputs, captured=False):
+    """Calls for `inputs`, a list of (x, parameters, grad_output)."""
+    if name == "jax":
+        return jax_calls(inputs, training=False)
+    forward = forward_of(name, captured)
+    return [lambda x=x, p=p: forward(x, p) for x, p, _ in inputs]
+
+
+def training(name, inputs, captured=False):
+    """Calls of forward and backward: gradients of the input and of every
+    parameter."""
+    if name == "jax":
+        return jax_calls(inputs, training=True)
+    forward = forward_of(name, captured)
+
+    def call(x, parameters, grad_output):
+        leaves = models.leaves(x, parameters)
+        return torch.autograd.grad(forward(x, parameters), leaves, grad_output)
+
+    return [lambda i=i: call(*i) for i in inputs]
+
+
+def has_jax():
+    return importlib.util.find_spec("jax") is not None
+
+
+def jax_calls(inputs, training):
+    """The same with jax.jit, dispatched asynchronously as the others are."""
+    import jax
+    import jax.numpy as jnp
+
+    def forward(x, parameters):
+        for w, b in parameters[:-1]:
+            x = jax.nn.relu(x @ w.T + b)
+        w, b = parameters[-1]
+        return x @ w.T + b
+
+    def of_torch(t):
+        return jax.dlpack.from_dlpack(t.detach().contiguous())
+
+    step = jax.jit(forward)
+    if training:
+
+        def gradients(x, parameters, grad_output):
+            _, back = jax.vjp(forward, x, parameters)
+            return back(grad_output)
+
+        step = jax.jit(gradients)
+    # As PyTorch's switch: strict fp32, TF32, or 16 bits.
+    dtype = inputs[0][0].dtype
+    strict = dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    jax.config.update("jax_default_matmul_precision", "highest" if strict else "default")
+    calls = []
+    for x, parameters, grad_output in inputs:
+        arguments = [of_torch(x), [(of_torch(w), of_torch(b)) for w, b in parameters]]
+        if training:
+            arguments.append(of_torch(grad_output))
+        calls.append(lambda a=arguments: step(*a))
+    jnp.zeros(()).block_until_ready()
+    return calls

@@ -45,7 +45,7 @@ struct MlpParams {
   int output_ld;
   int relu_last;
   int input_dense;  // rows start on 16 bytes
-  int slots;        // of the ring, at least 3, at most 32
+  int slots;        // of the ring, 3 (or as many as are filled) to 32
   int act_bytes;    // one of the two activation buffers, multiple of 128
   MlpLayer layer[kMlpLayers];
 };

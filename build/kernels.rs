@@ -36,7 +36,7 @@ pub fn compile(root: &Path, out: &Path, torch: &LibTorch) -> Kernels {
         Ok(nvrtc) => {
             for source in sources(&folder) {
                 let stem = source.file_stem().expect("listed by extension").to_string_lossy();
-                for (target, capability) in TARGETS {
+                for (target, capability) in targets_of(&source) {
                     let image = nvrtc.compile(&source, &folder, target);
                     let file = out.join(format!("{stem}.{target}"));
                     std::fs::write(&file, image).expect("OUT_DIR is writable");
@@ -68,6 +68,30 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
         .collect();
     found.sort(); // The order of the table must not depend on the file system.
     found
+}
+
+/// Those that the source's header comment names behind `// Targets`, else all.
+fn targets_of(source: &Path) -> Vec<(&'static str, u32)> {
+    let text = std::fs::read_to_string(source).expect("just listed");
+    let Some(line) = text.lines().find_map(|line| line.strip_prefix("// Targets ")) else {
+        return TARGETS.to_vec();
+    };
+    let named = |name: &str| {
+        let target = TARGETS.into_iter().find(|(target, _)| *target == name);
+        target.unwrap_or_else(|| panic!("{}: unknown target {name}", source.display()))
+    };
+    line.split_whitespace().map(named).collect()
+}
+
+/// The lines of a compilation's log that tell of spilled registers.
+fn spills(log: &str) -> Vec<&str> {
+    let spilled = |line: &&str| {
+        line.split(',').any(|part| {
+            let bytes = part.trim().split(' ').next().and_then(|n| n.parse::<u64>().ok());
+            part.contains("bytes spill") && bytes != Some(0)
+        })
+    };
+    log.lines().filter(spilled).collect()
 }
 
 type Program = *mut c_void;
@@ -162,17 +186,20 @@ impl Nvrtc {
         println!("cargo:rerun-if-changed={}", source.display());
         let text = CString::new(std::fs::read(source).expect("just listed")).expect("no NUL");
         let name = CString::new(source.to_string_lossy().as_bytes()).expect("no NUL");
-        let options: Vec<CString> = [
+        let virtual_target = target.starts_with("compute");
+        let mut options = vec![
             format!("--gpu-architecture={target}"),
             "--std=c++17".to_owned(),
             "-default-device".to_owned(),
             "--generate-line-info".to_owned(),
             format!("--include-path={}", folder.display()),
             format!("--include-path={}", self.headers.display()),
-        ]
-        .into_iter()
-        .map(|option| CString::new(option).expect("no NUL"))
-        .collect();
+        ];
+        if !virtual_target {
+            options.push("--ptxas-options=-v".to_owned()); // Spills come in the log.
+        }
+        let options: Vec<CString> =
+            options.into_iter().map(|option| CString::new(option).expect("no NUL")).collect();
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
 
         let mut program: Program = std::ptr::null_mut();
@@ -184,18 +211,14 @@ impl Nvrtc {
             let created = (self.create)(&mut program, text.as_ptr(), name.as_ptr(), 0, null, null);
             assert_eq!(created, 0, "nvrtcCreateProgram failed for {}", source.display());
             let status = (self.compile)(program, pointers.len() as c_int, pointers.as_ptr());
-            if status != 0 {
-                let mut size = 0;
-                (self.log_size)(program, &mut size);
-                let mut log = vec![0u8; size.max(1)];
-                (self.log)(program, log.as_mut_ptr().cast());
-                panic!(
-                    "{} does not compile for {target}:\n{}",
-                    source.display(),
-                    String::from_utf8_lossy(&log)
-                );
-            }
-            let virtual_target = target.starts_with("compute");
+            let mut size = 0;
+            (self.log_size)(program, &mut size);
+            let mut log = vec![0u8; size.max(1)];
+            (self.log)(program, log.as_mut_ptr().cast());
+            let log = String::from_utf8_lossy(&log);
+            let shown = source.display();
+            assert!(status == 0, "{shown} does not compile for {target}:\n{log}");
+            assert!(spills(&log).is_empty(), "{shown} spills registers on {target}:\n{log}");
             let (size_of, get) = if virtual_target {
                 (self.ptx_size, self.ptx)
             } else {

@@ -1,5 +1,6 @@
 // CUDA key of fused_mlp: all layers are checked and described here, one
-// allocation takes every activation, and the bridge is crossed once.
+// allocation takes every activation, and the bridge is crossed once; twice for
+// inference that one launch cannot do.
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -38,33 +39,64 @@ std::vector<size_t> addresses(const at::Tensor& whole,
   return result;
 }
 
-// Runs the layers with the hidden results at the given addresses; false where
-// ATen must. Copies live until the launches are on the stream, whose order
-// then keeps their memory.
-bool run_layers(bridge::Call& call, const at::Tensor& input,
-                at::TensorList weights, const Biases& biases, bool relu_last,
-                const std::vector<size_t>& hidden, const at::Tensor& output) {
-  const MatrixView x = as_matrix(input);
-  std::vector<MatrixView> views;
-  std::vector<at::Tensor> dense_biases;
-  std::vector<bridge::Layer> layers;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const bool last = i + 1 == weights.size();
-    views.push_back(as_matrix(weights[i]));
-    const at::Tensor bias = biases.get(i).value_or(at::Tensor());
-    // The dispatcher resolves lazy negation in tensors and lists of them, not
-    // in lists of optional ones.
-    dense_biases.push_back(bias.defined() ? bias.resolve_neg().contiguous()
-                                          : bias);
-    layers.push_back({views.back().matrix,
-                      bias.defined() ? address(dense_biases.back()) : 0,
-                      last ? address(output) : hidden[i], !last || relu_last});
+// What the bridge is told of the layers. Copies live until the launches are on
+// the stream, whose order then keeps their memory.
+class Chain {
+ public:
+  // No hidden results yet.
+  Chain(const at::Tensor& input, at::TensorList weights, const Biases& biases,
+        bool relu_last, const at::Tensor& output)
+      : x_(as_matrix(input)) {
+    views_.reserve(weights.size());
+    dense_biases_.reserve(weights.size());
+    layers_.reserve(weights.size());
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const bool last = i + 1 == weights.size();
+      views_.push_back(as_matrix(weights[i]));
+      const at::Tensor bias = biases.get(i).value_or(at::Tensor());
+      // The dispatcher resolves lazy negation in tensors and lists of them, not
+      // in lists of optional ones.
+      dense_biases_.push_back(bias.defined() ? bias.resolve_neg().contiguous()
+                                             : bias);
+      layers_.push_back({views_.back().matrix,
+                         bias.defined() ? address(dense_biases_.back()) : 0,
+                         last ? address(output) : 0, !last || relu_last});
+    }
   }
-  const bridge::Report report =
-      with_workspace(call, [&](const bridge::Call& c) {
-        return bridge::mlp(c, x.matrix, {layers.data(), layers.size()});
-      });
-  return done("fused_mlp", report);
+
+  // Hidden results go to these addresses, in turn if there are fewer.
+  void keep_hidden(const std::vector<size_t>& parts) {
+    for (size_t i = 0; i + 1 < layers_.size(); ++i) {
+      layers_[i].output = parts[i % parts.size()];
+    }
+  }
+
+  bridge::Report run(bridge::Call& call) const {
+    return with_workspace(call, [this](const bridge::Call& c) {
+      return bridge::mlp(c, x_.matrix, {layers_.data(), layers_.size()});
+    });
+  }
+
+ private:
+  MatrixView x_;
+  std::vector<MatrixView> views_;
+  std::vector<at::Tensor> dense_biases_;
+  std::vector<bridge::Layer> layers_;
+};
+
+// Two buffers for hidden results: one is written while the other is read.
+at::Tensor empty_turns(const at::Tensor& input, at::TensorList weights,
+                       std::vector<size_t>& parts) {
+  int64_t widest[2] = {0, 0};
+  for (size_t i = 0; i + 1 < weights.size(); ++i) {
+    widest[i % 2] = std::max(widest[i % 2], weights[i].size(0));
+  }
+  const MlpLayout layout =
+      MlpLayout(input.numel() / input.size(-1), {widest[0], widest[1]},
+                input.element_size());
+  at::Tensor buffers = at::empty_symint({layout.total}, input.options());
+  parts = addresses(buffers, layout.offsets);
+  return buffers;
 }
 
 at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
@@ -75,30 +107,20 @@ at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
   if (!call || !has_elements(input, weights)) {
     return composite::mlp(input, weights, biases, relu_last);
   }
-  // Hidden results lie in two buffers in turn: one is written while the other
-  // is read.
-  int64_t widest[2] = {0, 0};
-  for (size_t i = 0; i + 1 < weights.size(); ++i) {
-    widest[i % 2] = std::max(widest[i % 2], weights[i].size(0));
-  }
-  const MlpLayout layout =
-      MlpLayout(input.numel() / input.size(-1), {widest[0], widest[1]},
-                input.element_size());
-  const at::Tensor buffers =
-      weights.size() > 1 ? at::empty_symint({layout.total}, input.options())
-                         : at::Tensor();
-  std::vector<size_t> hidden;
-  if (buffers.defined()) {
-    const auto turns = addresses(buffers, layout.offsets);
-    for (size_t i = 0; i + 1 < weights.size(); ++i) {
-      hidden.push_back(turns[i % 2]);
-    }
-  }
   const at::Tensor output =
       at::empty_symint(mlp_output_sizes(input, weights), input.options());
-  if (run_layers(*call, input, weights, biases, relu_last, hidden, output)) {
-    return output;
+  Chain chain(input, weights, biases, relu_last, output);
+  // First without memory for hidden results: one launch needs none.
+  bridge::Report report = chain.run(*call);
+  at::Tensor buffers;
+  if (report.status == bridge::Status::NeedsHidden) {
+    warn_layer_by_layer("fused_mlp", report);
+    std::vector<size_t> parts;
+    buffers = empty_turns(input, weights, parts);
+    chain.keep_hidden(parts);
+    report = chain.run(*call);
   }
+  if (done("fused_mlp", report)) return output;
   return composite::mlp(input, weights, biases, relu_last);
 }
 
@@ -116,10 +138,9 @@ std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
   const at::Tensor activations = empty_activations(layout, input);
   const at::Tensor output =
       at::empty_symint(mlp_output_sizes(input, weights), input.options());
-  if (run_layers(*call, input, weights, biases, relu_last,
-                 addresses(activations, layout.offsets), output)) {
-    return {output, activations};
-  }
+  Chain chain(input, weights, biases, relu_last, output);
+  chain.keep_hidden(addresses(activations, layout.offsets));
+  if (done("fused_mlp", chain.run(*call))) return {output, activations};
   return composite::mlp_forward(input, weights, biases, relu_last);
 }
 

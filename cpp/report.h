@@ -9,4 +9,7 @@ namespace hypatia {
 // design, with one warning a reason where something is missing or failed.
 bool done(const char* op, const bridge::Report& report);
 
+// What should be known of a report that asks for memory for hidden results.
+void warn_layer_by_layer(const char* op, const bridge::Report& report);
+
 }  // namespace hypatia

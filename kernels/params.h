@@ -16,3 +16,37 @@ struct ReluBackwardParams {
   long long rows_per_split;  // rows of one block
 };
 static_assert(sizeof(ReluBackwardParams) == 88, "launch/params.rs says 88");
+
+// One layer of fused_mlp. A chunk is 64 bytes of K. n is padded to whole chunks
+// of the next layer's K (to 8 in the last layer) and cut into tiles of 8
+// columns; a block computes groups of 1 << shift tiles.
+struct MlpLayer {
+  const void* weight;  // [n, k], rows `ld` elements apart
+  const void* bias;    // [n] or null
+  int n;
+  int k;  // n of the layer before
+  int ld;
+  unsigned short chunks;
+  unsigned short tiles;
+  unsigned short groups;
+  unsigned short shift;
+  int dense;  // rows start on 16 bytes
+};
+static_assert(sizeof(MlpLayer) == 40, "launch/params.rs says 40");
+
+constexpr int kMlpLayers = 16;
+
+struct MlpParams {
+  const void* input;  // [rows, layer[0].k], rows `input_ld` elements apart
+  void* output;       // [rows, n of the last], rows `output_ld` apart
+  int rows;
+  int layers;
+  int input_ld;
+  int output_ld;
+  int relu_last;
+  int input_dense;  // rows start on 16 bytes
+  int slots;        // of the ring, 3 (or as many as are filled) to 32
+  int act_bytes;    // one of the two activation buffers, multiple of 128
+  MlpLayer layer[kMlpLayers];
+};
+static_assert(sizeof(MlpParams) == 688, "launch/params.rs says 688");

@@ -61,6 +61,9 @@ pub mod ffi {
         NeedsTuningWorkspace,
         /// The same, for this call alone.
         NeedsCaptureWorkspace,
+        /// Call again with memory for hidden results: not one launch's work,
+        /// or, with `warn`, one that failed for `reason`.
+        NeedsHidden,
         /// ATen should answer, for `reason`.
         Refused,
     }
@@ -74,6 +77,7 @@ pub mod ffi {
     }
 
     /// `output = input · weightᵀ + bias`, then ReLU if `relu`; `bias` 0 for none.
+    /// `output` 0 in front of the last layer where nobody wants it.
     #[derive(Clone, Copy)]
     struct Layer {
         weight: Matrix,
@@ -116,7 +120,8 @@ pub mod ffi {
             layer: &LayerBackward,
         ) -> Result<Report>;
 
-        /// `layers` in turn, each on the output of the one before.
+        /// `layers` in turn, each on the output of the one before; without
+        /// hidden outputs in one launch or not at all.
         ///
         /// # Safety
         /// As for `linear_relu`.
@@ -250,6 +255,9 @@ fn report(outcome: Result<Outcome, Refusal>) -> ffi::Report {
                 Scope::Capture => ffi::Status::NeedsCaptureWorkspace,
             };
             (status, bytes, false, String::new())
+        }
+        Ok(Outcome::NeedsHidden { failed }) => {
+            (ffi::Status::NeedsHidden, 0, failed.is_some(), failed.unwrap_or_default())
         }
         Err(Refusal { reason, warn }) => (ffi::Status::Refused, 0, warn, reason),
     };

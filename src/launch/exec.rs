@@ -8,6 +8,7 @@ use super::device::{device, Device};
 use super::lanes::Lanes;
 use super::product::Product;
 use super::relu_backward::ReluLaunch;
+use super::small_mlp::MlpLaunch;
 use super::{replay, Outcome, Refusal, Scope, Workspace};
 use crate::plan::check::Settings;
 use crate::plan::layer::{Step, Work};
@@ -35,6 +36,10 @@ pub struct Call {
 pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     let device = device(call.settings.device)?;
     device.bind()?;
+    if work.lacks_hidden() {
+        // SAFETY: forwarded.
+        return unsafe { run_at_once(device, call, work) };
+    }
     let (key, verdict) = replay::meet(call, work);
     if let Verdict::Replay(recording) = &verdict {
         // SAFETY: the addresses are those that were recorded (they are the
@@ -79,6 +84,47 @@ fn main_bytes(steps: &[Launches]) -> usize {
 /// Of both lanes, which may run at the same time.
 fn scratch_bytes(steps: &[Launches]) -> usize {
     main_bytes(steps) + steps.iter().map(Launches::side_bytes).max().unwrap_or(0)
+}
+
+/// Does work without memory for hidden results in one launch, or asks for that
+/// memory.
+///
+/// # Safety
+/// As for [`run`], with the device's context current.
+unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome, Refusal> {
+    let Some(whole) = MlpLaunch::choose(device, call.settings, &work) else {
+        return Ok(Outcome::NeedsHidden { failed: None });
+    };
+    // What the stream's other work needs is no part of this call.
+    let call = Call { workspace: Workspace::NONE, ..call };
+    let (key, verdict) = replay::meet(call, work);
+    let recording = match verdict {
+        Verdict::Replay(recording) => Some(recording),
+        Verdict::Keep => {
+            // SAFETY: forwarded; the launch is put on a stream that only records.
+            let launch = |call: &Call| unsafe { whole.launch(device, call) };
+            replay::keep(key, replay::record(device, &call, launch))
+        }
+        Verdict::Pass => None,
+    };
+    // SAFETY: forwarded; what was recorded was recorded from a call with the
+    // same addresses (they are the key).
+    let done = unsafe {
+        match recording {
+            Some(recording) => recording.launch(&call),
+            None => whole.launch(device, &call),
+        }
+    };
+    Ok(match done {
+        Ok(()) => Outcome::Done,
+        Err(Refusal { reason, .. }) => {
+            // A capture that its owner has spoiled says nothing of the kernel.
+            if !call.capturing() {
+                whole.give_up(device);
+            }
+            Outcome::NeedsHidden { failed: Some(reason) }
+        }
+    })
 }
 
 /// Puts steps on the call's stream, which orders them: they share buffers and

@@ -1,8 +1,8 @@
 //! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
-//! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans), `tune` (timing its
-//! algorithms), `relu_backward` (our kernel), `product` (one product with its plan),
-//! `exec` (one operator call), `replay` (calls that were recorded as CUDA graphs),
-//! `lanes` (branches in a captured graph).
+//! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
+//! `tune` (timing its algorithms), `relu_backward` and `small_mlp` (our kernels),
+//! `product` (one product with its plan), `exec` (one operator call), `replay`
+//! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
@@ -21,6 +21,7 @@ pub mod params;
 pub mod product;
 pub mod relu_backward;
 pub mod replay;
+pub mod small_mlp;
 pub mod tune;
 
 /// Why our CUDA path does not answer a call; ATen does instead.
@@ -65,6 +66,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
+    /// For work that needs none.
+    pub const NONE: Self = Self { data: 0, bytes: 0, private: false };
     /// Size of the ticket area.
     pub const TICKET_BYTES: usize = relu_grid::TICKETS as usize * size_of::<u32>();
 
@@ -92,6 +95,11 @@ pub enum Outcome {
         bytes: usize,
         /// For whom.
         scope: Scope,
+    },
+    /// The same, with memory for the hidden results of a chain.
+    NeedsHidden {
+        /// Why one launch, which would not need it, failed.
+        failed: Option<String>,
     },
 }
 

@@ -3,8 +3,9 @@
 use std::ffi::CString;
 
 use cudarc::driver::result;
-use cudarc::driver::sys::CUfunction;
+use cudarc::driver::sys::{CUfunction, CUmodule};
 
+use super::small_mlp::SmallMlp;
 use crate::plan::problem::Dtype;
 
 /// One compiled kernel file.
@@ -26,6 +27,8 @@ pub struct Modules {
     relu_backward: Option<ReluBackward>,
     /// Why there are none, for the one warning about it.
     pub missing: Option<String>,
+    /// `kernels/fused_mlp.cu`, or why layers run one by one.
+    pub small_mlp: Result<SmallMlp, String>,
 }
 
 /// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
@@ -52,10 +55,11 @@ impl Modules {
     /// current. A kernel that cannot be had is a reason, not an error: ATen
     /// does its work.
     pub fn load(capability: u32) -> Self {
-        match load_relu_backward(capability) {
-            Ok(kernel) => Self { relu_backward: Some(kernel), missing: None },
-            Err(reason) => Self { relu_backward: None, missing: Some(reason) },
-        }
+        let (relu_backward, missing) = match load_relu_backward(capability) {
+            Ok(kernel) => (Some(kernel), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        Self { relu_backward, missing, small_mlp: SmallMlp::load(capability) }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -74,27 +78,43 @@ fn pick(images: &'static [Image], kernel: &str, capability: u32) -> Option<&'sta
         .or_else(|| mine().find(|image| image.ptx && image.capability <= capability))
 }
 
-fn load_relu_backward(capability: u32) -> Result<ReluBackward, String> {
-    if IMAGES.is_empty() {
-        return Err("the library was built without NVRTC, so without own kernels".to_owned());
+/// A module that stays loaded.
+pub(super) struct Module(CUmodule);
+
+impl Module {
+    /// Loads the image of a kernel file for `capability`; the device's context
+    /// must be current.
+    pub(super) fn load(kernel: &str, capability: u32) -> Result<Self, String> {
+        if IMAGES.is_empty() {
+            return Err("the library was built without NVRTC, so without own kernels".to_owned());
+        }
+        let image = pick(IMAGES, kernel, capability)
+            .ok_or_else(|| format!("no kernel image for compute capability {capability}"))?;
+        // The driver reads PTX up to a NUL; a cubin carries its own length.
+        let mut bytes = image.bytes.to_vec();
+        bytes.push(0);
+        // SAFETY: the bytes are a whole image as NVRTC wrote it (build/kernels.rs)
+        // and live through the call; the driver copies what it keeps.
+        let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) }
+            .map_err(|error| format!("loading the kernels failed: {error:?}"))?;
+        Ok(Self(module))
     }
-    let image = pick(IMAGES, "relu_backward", capability)
-        .ok_or_else(|| format!("no kernel image for compute capability {capability}"))?;
-    // The driver reads PTX up to a NUL; a cubin carries its own length.
-    let mut bytes = image.bytes.to_vec();
-    bytes.push(0);
-    // SAFETY: the bytes are a whole image as NVRTC wrote it (build/kernels.rs)
-    // and live through the call; the driver copies what it keeps.
-    let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) }
-        .map_err(|error| format!("loading the kernels failed: {error:?}"))?;
+
+    /// One of its functions.
+    pub(super) fn function(&self, name: String) -> Result<CUfunction, String> {
+        let name = CString::new(name).map_err(|error| error.to_string())?;
+        // SAFETY: the module was loaded by `load` and is never unloaded.
+        unsafe { result::module::get_function(self.0, name) }
+            .map_err(|error| format!("a kernel is missing from its image: {error:?}"))
+    }
+}
+
+fn load_relu_backward(capability: u32) -> Result<ReluBackward, String> {
+    let module = Module::load("relu_backward", capability)?;
     let mut functions = [[std::ptr::null_mut(); 2]; 3];
     for (row, dtype) in functions.iter_mut().zip(["f32", "f16", "bf16"]) {
         for (slot, variant) in row.iter_mut().zip(["any", "vec"]) {
-            let name = CString::new(format!("relu_backward_{dtype}_{variant}"))
-                .map_err(|error| error.to_string())?;
-            // SAFETY: `module` was loaded just above and is never unloaded.
-            *slot = unsafe { result::module::get_function(module, name) }
-                .map_err(|error| format!("a kernel is missing from its image: {error:?}"))?;
+            *slot = module.function(format!("relu_backward_{dtype}_{variant}"))?;
         }
     }
     Ok(ReluBackward { functions })
@@ -130,5 +150,9 @@ mod tests {
         for image in IMAGES {
             assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
         }
+        // Its source names one target.
+        let mlp = |i: &&Image| i.kernel == "fused_mlp";
+        let targets: Vec<_> = IMAGES.iter().filter(mlp).map(|i| (i.capability, i.ptx)).collect();
+        assert!(IMAGES.is_empty() || targets == [(90, false)], "{targets:?}");
     }
 }

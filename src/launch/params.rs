@@ -1,9 +1,11 @@
 //! Kernel parameter blocks, field for field those of `kernels/params.h`.
 
+use crate::plan::small_mlp;
+
 /// See `kernels/params.h`. Device addresses as integers: nothing on this side
 /// follows them.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct ReluBackwardParams {
     /// `[rows, cols]`, element strides below.
     pub grad: u64,
@@ -31,42 +33,116 @@ pub struct ReluBackwardParams {
 
 const _: () = assert!(size_of::<ReluBackwardParams>() == 88, "params.h says 88");
 
+/// Layers of [`MlpParams`], `kMlpLayers` there.
+pub const MLP_LAYERS: usize = small_mlp::MAX_LAYERS;
+
+/// One layer of `kernels/fused_mlp.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MlpLayer {
+    /// `[n, k]`.
+    pub weight: u64,
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// Columns of the result.
+    pub n: i32,
+    /// Length of each sum.
+    pub k: i32,
+    /// Elements from one row of the weight to the next.
+    pub ld: i32,
+    /// Of K, 64 bytes each.
+    pub chunks: u16,
+    /// Of 8 columns.
+    pub tiles: u16,
+    /// Of `1 << shift` tiles.
+    pub groups: u16,
+    /// See `groups`.
+    pub shift: u16,
+    /// 1 if the rows of the weight are 16-byte aligned.
+    pub dense: i32,
+}
+
+const _: () = assert!(size_of::<MlpLayer>() == 40, "params.h says 40");
+
+/// A chain of layers for `kernels/fused_mlp.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MlpParams {
+    /// `[rows, k of the first layer]`.
+    pub input: u64,
+    /// `[rows, n of the last layer]`.
+    pub output: u64,
+    /// Rows of both.
+    pub rows: i32,
+    /// Of `layer`, how many count.
+    pub layers: i32,
+    /// Elements from one row of the input to the next.
+    pub input_ld: i32,
+    /// Elements from one row of the output to the next.
+    pub output_ld: i32,
+    /// 1 if the last layer has a ReLU; the others always have.
+    pub relu_last: i32,
+    /// 1 if the rows of the input are 16-byte aligned.
+    pub input_dense: i32,
+    /// Of the ring.
+    pub slots: i32,
+    /// Of one activation buffer.
+    pub act_bytes: i32,
+    /// From the first on.
+    pub layer: [MlpLayer; MLP_LAYERS],
+}
+
+const _: () = assert!(size_of::<MlpParams>() == 688, "params.h says 688");
+
 #[cfg(test)]
 mod tests {
-    use super::ReluBackwardParams;
+    use std::fmt::Debug;
 
-    /// Field order and types against the header's text: the sizes alone would
-    /// not notice two swapped fields.
-    #[test]
-    fn fields_match_the_header() {
-        let header = include_str!("../../kernels/params.h");
-        let body = header.split("struct ReluBackwardParams {").nth(1).unwrap();
-        let names: Vec<&str> = body
-            .split("};")
+    use super::*;
+
+    const HEADER: &str = include_str!("../../kernels/params.h");
+
+    /// Field names of a struct in the header.
+    fn declared(name: &str) -> Vec<&str> {
+        let body = HEADER.split(&format!("struct {name} {{")).nth(1).unwrap();
+        body.split("};")
             .next()
             .unwrap()
             .lines()
             .filter_map(|line| line.split(';').next().filter(|_| line.contains(';')))
             .map(|declaration| declaration.rsplit([' ', '*']).next().unwrap())
-            .collect();
-        let p = ReluBackwardParams {
-            grad: 0,
-            output: 1,
-            masked: 2,
-            bias_grad: 3,
-            partial: 4,
-            tickets: 5,
-            rows: 6,
-            cols: 7,
-            grad_row_stride: 8,
-            grad_col_stride: 9,
-            rows_per_split: 10,
-        };
-        let printed = format!("{p:?}");
-        let fields: Vec<&str> = printed
-            .split(['{', ',', '}'])
-            .filter_map(|part| part.split_once(':').map(|(name, _)| name.trim()))
-            .collect();
-        assert_eq!(names, fields);
+            .map(|field| field.split('[').next().unwrap())
+            .collect()
+    }
+
+    /// Field names of a struct here: those of its own in its debug output.
+    fn fields(value: &impl Debug) -> Vec<String> {
+        let (mut depth, mut names, mut text) = (0, vec![], String::new());
+        for c in format!("{value:?}").chars() {
+            match c {
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth -= 1,
+                ':' if depth == 1 => names.push(text.trim().to_owned()),
+                _ => {}
+            }
+            if matches!(c, '{' | ',') {
+                text.clear();
+            } else {
+                text.push(c);
+            }
+        }
+        names
+    }
+
+    /// Field order against the header's text: the sizes alone would not notice
+    /// two swapped fields.
+    #[test]
+    fn fields_match_the_header() {
+        let relu = fields(&ReluBackwardParams::default());
+        assert_eq!((relu.len(), relu[3].as_str()), (11, "bias_grad"));
+        assert_eq!(relu, declared("ReluBackwardParams"));
+        assert_eq!(fields(&MlpLayer::default()), declared("MlpLayer"));
+        assert_eq!(fields(&MlpParams::default()), declared("MlpParams"));
+        assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
     }
 }

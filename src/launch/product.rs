@@ -158,9 +158,15 @@ fn log(gemm: &Gemm, plan: &GemmPlan, times: &[f32]) {
     });
 }
 
-fn log_line(text: impl FnOnce() -> String) {
+/// Whether `HYPATIA_LOG=plan` is set.
+pub(super) fn logging() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
-    if *WANTED.get_or_init(|| std::env::var("HYPATIA_LOG").is_ok_and(|value| value == "plan")) {
+    *WANTED.get_or_init(|| std::env::var("HYPATIA_LOG").is_ok_and(|value| value == "plan"))
+}
+
+/// A line on stderr if that is wanted.
+pub(super) fn log_line(text: impl FnOnce() -> String) {
+    if logging() {
         eprintln!("hypatia: {}", text());
     }
 }

@@ -11,6 +11,7 @@ use cudarc::driver::sys::{
 
 use super::device::Device;
 use super::exec::Call;
+use super::product::log_line;
 use super::Refusal;
 use crate::plan::layer::Work;
 use crate::plan::replay::{Replays, Verdict};
@@ -71,6 +72,9 @@ pub fn meet(call: Call, work: Work) -> (Arc<Key>, Verdict<Recording>) {
 /// Keeps what [`record`] made of a call; one that cannot be recorded will not
 /// be tried again, and runs launch by launch.
 pub fn keep(key: Arc<Key>, recorded: Result<Recording, Refusal>) -> Option<Arc<Recording>> {
+    if let Err(refusal) = &recorded {
+        log_line(|| format!("not replayed: {}", refusal.reason));
+    }
     let recording = recorded.ok().map(Arc::new);
     replays().keep(key, recording.clone());
     recording

@@ -39,7 +39,7 @@ impl Matrix {
     }
 
     /// Leading dimension if the matrix is stored row by row.
-    fn row_major_ld(&self) -> Option<i64> {
+    pub(super) fn row_major_ld(&self) -> Option<i64> {
         let unit = self.col_stride == 1 || self.cols == 1;
         // With one row the stride is never used, but cuBLASLt wants ld >= cols.
         let ld = if self.rows == 1 { self.row_stride.max(self.cols) } else { self.row_stride };

@@ -33,7 +33,7 @@ pub struct Layer {
     pub weight: Matrix,
     /// `[N]`, if any.
     pub bias: Option<usize>,
-    /// `[M, N]`, dense.
+    /// `[M, N]`, dense; 0 for a hidden result that nobody wants.
     pub output: usize,
     /// Whether a ReLU follows.
     pub relu: bool,
@@ -85,7 +85,18 @@ pub enum Work {
 }
 
 impl Work {
-    /// The steps that do it, in their order.
+    /// Whether there is no memory for hidden results: for one launch, which
+    /// needs none.
+    #[must_use]
+    pub fn lacks_hidden(&self) -> bool {
+        match self {
+            Self::Forward(_, layers) => layers.iter().rev().skip(1).any(|layer| layer.output == 0),
+            _ => false,
+        }
+    }
+
+    /// The steps that do it, in their order; not for work that
+    /// [`Self::lacks_hidden`].
     ///
     /// # Errors
     /// A phrase for [`crate::launch::Refusal`] when cuBLASLt cannot take one.

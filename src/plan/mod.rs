@@ -1,8 +1,9 @@
 //! Decisions, without CUDA and without LibTorch: what a call asks for
 //! (`problem`), whether our kernels may answer it (`check`), which products a
-//! chain of layers runs (`layer`), how the mask
-//! kernel covers its matrix (`relu_grid`), where finished plans are kept
-//! (`cache`) and which calls are kept whole (`replay`). Everything here is plain data and runs on any machine.
+//! chain of layers runs (`layer`) or which one launch does all of it
+//! (`small_mlp`), how the mask kernel covers its matrix (`relu_grid`), where
+//! finished plans are kept (`cache`) and which calls are kept whole (`replay`).
+//! Everything here is plain data and runs on any machine.
 
 pub mod cache;
 pub mod check;
@@ -10,3 +11,4 @@ pub mod layer;
 pub mod problem;
 pub mod relu_grid;
 pub mod replay;
+pub mod small_mlp;

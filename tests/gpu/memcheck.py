@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from support import fused, fused_backward, operands, oracle
+from support import fused, fused_backward, mlp_operands, operands, oracle
 
 for dtype, (rows, cols) in itertools.product(
     (torch.float32, torch.float16, torch.bfloat16),
@@ -16,5 +16,15 @@ for dtype, (rows, cols) in itertools.product(
         for mask in ([True] * 3, [False, False, True], [True, False, False]):
             grads = fused_backward(dy, x, w, y, mask)
             oracle.assert_gradients(grads, dy, x, w, y, tensor_cores=True)
+# Whole chains in one launch: aligned and unaligned rows, one team and two.
+for dtype, tf32, (rows, widths) in itertools.product(
+    (torch.float32, torch.float16, torch.bfloat16),
+    (False, True),
+    [(50, (40, 72, 33)), (17, (37, 129, 63)), (40, (300, 64, 10)), (250, (64, 200, 56, 24))],
+):
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    arguments = mlp_operands((rows,), widths, dtype, "some")
+    how = {"tf32": tf32} if dtype == torch.float32 else {"tensor_cores": True}
+    oracle.assert_mlp(torch.ops.hypatia.fused_mlp(*arguments), *arguments, **how)
 torch.cuda.synchronize()
 print("sanitized run complete")

@@ -141,7 +141,9 @@ class Numbers(unittest.TestCase):
             first = step(*arguments, dy)
             for _ in range(5):
                 self.assertTrue(all(map(torch.equal, step(*arguments, dy), first)), dtype)
-                self.assertTrue(torch.equal(mlp(*arguments), first[0]))
+            # Without gradients one launch may do it all, with other bits.
+            alone = mlp(*arguments)
+            self.assertTrue(all(torch.equal(mlp(*arguments), alone) for _ in range(5)))
 
     def test_special_values_as_eager(self):
         for dtype, value in itertools.product(oracle.DTYPES, (float("nan"), float("inf"), -0.0, 1e-40)):
@@ -316,8 +318,9 @@ class Streams(unittest.TestCase):
 
     def test_one_allocation_for_all_hidden_results(self):
         # Every row of 128 fp32 numbers is aligned: nothing to zero.
-        input, weights, biases = mlp_operands((64,), (128, 256, 384, 128, 64), torch.float32)
-        dy = torch.randn(64, 64, device="cuda")
+        # Too many for one launch, which keeps no hidden results.
+        input, weights, biases = mlp_operands((640,), (128, 256, 384, 128, 64), torch.float32)
+        dy = torch.randn(640, 64, device="cuda")
         count = lambda: torch.cuda.memory_stats()["allocation.all.allocated"]
         mlp(input, weights, biases), step(input, weights, biases, dy, True)
         before = count()

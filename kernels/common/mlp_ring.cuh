@@ -2,7 +2,7 @@
 // barriers.
 #pragma once
 
-#include "../mlp_params.h"
+#include "../params.h"
 #include "cluster.cuh"
 #include "convert.cuh"
 

@@ -16,15 +16,15 @@
 //          it has read l's input, and nobody finishes layer l + 1, whose result
 //          takes that input's place, without all of l's result.
 // Sums     fp32, in an order that depends on the plan alone.
-// fp32     three tf32 products; the large one is added up in fp32 outside the
-//          tensor core, which truncates. What is then not finite is computed
-//          again as eager would: the small half of an inf is inf - inf.
-// Assumes  (checked by the plan) 256 threads a team and 128; the numbers in
-//          MlpParams as mlp_plan gives them; every extent below 2^31.
+// fp32     plain FMAs. Three tf32 products were 1.3 to 1.7 times faster, but
+//          four times eager's error where neighbouring products cancel.
+// Assumes  (checked in src/plan/small_mlp.rs) 256 threads a team and 128; the
+//          numbers in MlpParams as the plan gives them; extents below 2^31.
+// Targets  sm_90a
 
 #include "common/mlp_ring.cuh"
 #include "common/mlp_sums.cuh"
-#include "mlp_params.h"
+#include "params.h"
 
 namespace hypatia {
 
@@ -34,35 +34,6 @@ namespace hypatia {
 template <int R>
 __device__ inline unsigned act_offset(int packet, int row) {
   return (packet * R + (row ^ 2 * (packet & 3))) * 16;
-}
-
-// Elements (row, n), (row, n + 1), (row + 8, n) and (row + 8, n + 1): those
-// that are not finite again in plain fp32, with the infinities and NaNs that
-// gives.
-template <int R>
-__device__ __noinline__ float4 plain_dots(const MlpParams& p, int l, int n,
-                                          int row, int first_row,
-                                          const char* act, float4 sums) {
-  const MlpLayer& m = p.layer[l];
-  float v[4] = {sums.x, sums.y, sums.z, sums.w};
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int r = row + 8 * (e / 2), c = n + e % 2;
-    if (isfinite(v[e]) || c >= m.n || first_row + r >= p.rows) continue;
-    const float* w = static_cast<const float*>(m.weight) + (long long)c * m.ld;
-    const float* x = static_cast<const float*>(p.input) +
-                     (long long)(first_row + r) * p.input_ld;
-    float sum = 0.0f;
-#pragma unroll 1
-    for (int k = 0; k < m.k; ++k) {
-      const float a = l == 0 ? x[k]
-                             : reinterpret_cast<const float*>(
-                                   act + act_offset<R>(k / 4, r))[k % 4];
-      sum = fmaf(a, w[k], sum);
-    }
-    v[e] = sum;
-  }
-  return make_float4(v[0], v[1], v[2], v[3]);
 }
 
 template <typename P, int kTeams>
@@ -148,55 +119,85 @@ __device__ void fused_mlp(const MlpParams& p) {
 
       Sums<P, R> acc;
       for (int chunk = warp; chunk - warp < chunks; chunk += kWarps) {
-        uint4 x[R / 8], w[4];
-        const unsigned lane_at = g * kSlotRow + warp * 64 + q * 16;
-        if (l == 0) {
-#pragma unroll
-          for (int h = 0; h < kTeams; h += 2) {
+        if constexpr (P::kExact) {
+          // Slots are given back only after the sums, which read them twice.
+          unsigned x = from + chunk * 4 * R * 16 + g * 16, x_row = 128;
+          const int x_slot = turn.slot;
+          if (l == 0) {
             barrier_wait(barriers.full(turn.slot), turn.parity);
-            if (team / 2 * 2 == h) {
-              const unsigned a = ring + turn.slot * kSlotBytes + lane_at +
-                                 team % 2 * R * kSlotRow;
+            x = ring + turn.slot * kSlotBytes + (team * R + g) * kSlotRow +
+                warp * 64;
+            x_row = 8 * kSlotRow;
+            turn.next(p.slots);
+          }
+          barrier_wait(barriers.full(turn.slot), turn.parity);
+          const unsigned w =
+              ring + turn.slot * kSlotBytes + 2 * q * kSlotRow + warp * 64;
+          if (l > 0 && chunk == warp) {
+            barrier_wait(barriers.layer(l, team), 0);
+          }
+          if (chunk < chunks) {
 #pragma unroll
-              for (int r = 0; r < R / 8; ++r) {
-                const uint4 u = load_shared(a + r * 8 * kSlotRow);
-                x[r] = make_uint4(P::operand(u.x), P::operand(u.y),
-                                  P::operand(u.z), P::operand(u.w));
-              }
+            for (int i = 0; i < 4; ++i) {
+              // Lanes of a quad start with different packets: no conflicts.
+              const int packet = (i + q) & 3;
+              const unsigned a = l == 0 ? x + packet * 16
+                                        : (x ^ packet * 32) + packet * R * 16;
+              acc.add(load_shared(a), load_shared(a + x_row), w + packet * 16,
+                      tiles);
+            }
+          }
+          __syncwarp();
+          if (lane == 0) {
+            if (l == 0) barrier_arrive(barriers.empty(x_slot));
+            barrier_arrive(barriers.empty(turn.slot));
+          }
+          turn.next(p.slots);
+        } else {
+          uint4 x[R / 8], w[4];
+          const unsigned lane_at = g * kSlotRow + warp * 64 + q * 16;
+          if (l == 0) {
+            barrier_wait(barriers.full(turn.slot), turn.parity);
+            const unsigned a =
+                ring + turn.slot * kSlotBytes + lane_at + team * R * kSlotRow;
+#pragma unroll
+            for (int r = 0; r < R / 8; ++r) {
+              const uint4 u = load_shared(a + r * 8 * kSlotRow);
+              x[r] = make_uint4(P::operand(u.x), P::operand(u.y),
+                                P::operand(u.z), P::operand(u.w));
             }
             __syncwarp();
             if (lane == 0) barrier_arrive(barriers.empty(turn.slot));
             turn.next(p.slots);
           }
-        }
-        barrier_wait(barriers.full(turn.slot), turn.parity);
-        const unsigned b = ring + turn.slot * kSlotBytes + lane_at;
+          barrier_wait(barriers.full(turn.slot), turn.parity);
+          const unsigned b = ring + turn.slot * kSlotBytes + lane_at;
 #pragma unroll
-        for (int t = 0; t < 4; ++t) w[t] = load_shared(b + t * 8 * kSlotRow);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(barriers.empty(turn.slot));
-        turn.next(p.slots);
-        if (l > 0) {
-          if (chunk == warp) {
-            barrier_wait(barriers.layer(l, team), 0);
+          for (int t = 0; t < 4; ++t) w[t] = load_shared(b + t * 8 * kSlotRow);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(barriers.empty(turn.slot));
+          turn.next(p.slots);
+          if (l > 0) {
+            if (chunk == warp) {
+              barrier_wait(barriers.layer(l, team), 0);
+            }
+            const unsigned a = from + act_offset<R>(chunk * 4 + q, g);
+            if (chunk < chunks) {
+#pragma unroll
+              for (int r = 0; r < R / 8; ++r) x[r] = load_shared(a + r * 128);
+            }
           }
-          const unsigned a = from + act_offset<R>(chunk * 4 + q, g);
           if (chunk < chunks) {
-#pragma unroll
-            for (int r = 0; r < R / 8; ++r) x[r] = load_shared(a + r * 128);
-          }
-        }
-        if (chunk < chunks) {
-          if (shift == 2) {
-            acc.template add<4>(x, w);
-          } else if (shift == 1) {
-            acc.template add<2>(x, w);
-          } else {
-            acc.template add<1>(x, w);
+            if (shift == 2) {
+              acc.template add<4>(x, w);
+            } else if (shift == 1) {
+              acc.template add<2>(x, w);
+            } else {
+              acc.template add<1>(x, w);
+            }
           }
         }
       }
-      acc.finish();
       if (!joined) {
         cluster_wait();
         joined = true;
@@ -239,20 +240,10 @@ __device__ void fused_mlp(const MlpParams& p) {
           v[3] += __uint_as_float(u[s].w);
         }
         const int i = t >> shift;
-        if constexpr (P::kExact) {
-          if (!isfinite(v[0] + v[1] + v[2] + v[3])) {
-            const float4 exact = plain_dots<R>(
-                p, l, n, 16 * i + g, first_row, shared + (from - barriers.base),
-                make_float4(v[0], v[1], v[2], v[3]));
-            v[0] = exact.x;
-            v[1] = exact.y;
-            v[2] = exact.z;
-            v[3] = exact.w;
-          }
-        }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          v[e] += bias[e % 2];
+          // Columns that pad K of the next layer: not a NaN of inf * 0.
+          v[e] = n + e % 2 < width ? v[e] + bias[e % 2] : 0.0f;
           // Not fmaxf: a NaN must stay one.
           if ((!last || p.relu_last) && v[e] < 0.0f) v[e] = 0.0f;
         }
@@ -324,7 +315,6 @@ __device__ void fused_mlp(const MlpParams& p) {
     hypatia::fused_mlp<hypatia::precision, teams>(params);           \
   }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 HYPATIA_FUSED_MLP(bf16_r16, Bf16, 1)
 HYPATIA_FUSED_MLP(bf16_r32, Bf16, 2)
 HYPATIA_FUSED_MLP(f16_r16, F16, 1)
@@ -333,4 +323,3 @@ HYPATIA_FUSED_MLP(tf32_r16, Tf32, 1)
 HYPATIA_FUSED_MLP(tf32_r32, Tf32, 2)
 HYPATIA_FUSED_MLP(f32_r16, F32, 1)
 HYPATIA_FUSED_MLP(f32_r32, F32, 2)
-#endif

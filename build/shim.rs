@@ -29,6 +29,7 @@ const SOURCES: &[&str] = &[
     "trace",
     "dispatch",
     "gradients",
+    "few_rows",
     "handles",
     "graph/optimize",
     "graph/module",

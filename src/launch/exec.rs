@@ -1,29 +1,17 @@
 //! One operator call: what is to run as plain data, the plans, then the
 //! launches of all its layers behind one another.
 
-use cudarc::driver::result::stream as streams;
-use cudarc::driver::sys::{CUstream, CUstreamCaptureStatus};
+use cudarc::driver::sys::CUstream;
 
+use super::call::Call;
 use super::device::{device, Device};
 use super::lanes::Lanes;
 use super::product::Product;
 use super::relu_backward::ReluLaunch;
 use super::small_mlp::MlpLaunch;
 use super::{replay, Outcome, Refusal, Scope, Workspace};
-use crate::plan::check::Settings;
 use crate::plan::layer::{Step, Work};
 use crate::plan::replay::Verdict;
-
-/// What every call brings besides its matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Call {
-    /// Device, dtype and switches.
-    pub settings: Settings,
-    /// LibTorch's current stream on that device.
-    pub stream: usize,
-    /// Scratch memory for that stream.
-    pub workspace: Workspace,
-}
 
 /// Does `work`, by replaying a recording if there is one.
 ///
@@ -92,7 +80,7 @@ fn scratch_bytes(steps: &[Launches]) -> usize {
 /// # Safety
 /// As for [`run`], with the device's context current.
 unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome, Refusal> {
-    let Some(whole) = MlpLaunch::choose(device, call.settings, &work) else {
+    let Some(whole) = MlpLaunch::choose(&device.modules.small_mlp, call.settings, &work) else {
         return Ok(Outcome::NeedsHidden { failed: None });
     };
     // What the stream's other work needs is no part of this call.
@@ -102,7 +90,7 @@ unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome
         Verdict::Replay(recording) => Some(recording),
         Verdict::Keep => {
             // SAFETY: forwarded; the launch is put on a stream that only records.
-            let launch = |call: &Call| unsafe { whole.launch(device, call) };
+            let launch = |call: &Call| unsafe { whole.launch(call) };
             replay::keep(key, replay::record(device, &call, launch))
         }
         Verdict::Pass => None,
@@ -112,7 +100,7 @@ unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome
     let done = unsafe {
         match recording {
             Some(recording) => recording.launch(&call),
-            None => whole.launch(device, &call),
+            None => whole.launch(&call),
         }
     };
     Ok(match done {
@@ -120,7 +108,7 @@ unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome
         Err(Refusal { reason, .. }) => {
             // A capture that its owner has spoiled says nothing of the kernel.
             if !call.capturing() {
-                whole.give_up(device);
+                whole.give_up();
             }
             Outcome::NeedsHidden { failed: Some(reason) }
         }
@@ -247,14 +235,4 @@ fn missing_workspace(
     let limit = device.gemm_workspace_limit.max(scratch) + Workspace::TICKET_BYTES;
     let bytes = if scope == Scope::Capture { bytes } else { limit };
     Some(Outcome::NeedsWorkspace { bytes, scope })
-}
-
-impl Call {
-    /// Whether the stream is being captured. If the driver cannot say (another
-    /// thread's capture forbids the question) it counts as captured.
-    pub(super) fn capturing(&self) -> bool {
-        // SAFETY: LibTorch's current stream, live for the call.
-        let status = unsafe { streams::is_capturing(self.stream as CUstream) };
-        status != Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-    }
 }

@@ -1,4 +1,5 @@
-//! Runs plans on CUDA through cudarc: `device` (context, handles, properties),
+//! Runs plans on CUDA through cudarc: `call` (where a call runs), `device` (context,
+//! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
 //! `tune` (timing its algorithms), `relu_backward` and `small_mlp` (our kernels),
 //! `product` (one product with its plan), `exec` (one operator call), `replay`
@@ -11,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::plan::relu_grid;
 
+pub mod call;
 pub mod cublaslt;
 pub mod device;
 pub mod exec;

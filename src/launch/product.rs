@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use cudarc::driver::sys::CUstream;
 
+use super::call::Call;
 use super::device::Device;
-use super::exec::Call;
 use super::gemm::GemmPlan;
 use super::{tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;

@@ -9,8 +9,8 @@ use cudarc::driver::sys::{
     self, CUgraphExec, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode,
 };
 
+use super::call::Call;
 use super::device::Device;
-use super::exec::Call;
 use super::product::log_line;
 use super::Refusal;
 use crate::plan::layer::Work;

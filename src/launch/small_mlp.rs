@@ -10,8 +10,7 @@ use cudarc::driver::sys::{
     CUlaunchAttributeID, CUlaunchConfig, CUstream,
 };
 
-use super::device::Device;
-use super::exec::Call;
+use super::call::Call;
 use super::modules::Module;
 use super::params::{MlpLayer, MlpParams, MLP_LAYERS};
 use super::product::{log_line, logging};
@@ -115,17 +114,22 @@ fn config(
 }
 
 /// One launch that does a chain, decided but not made.
-pub struct MlpLaunch {
+pub struct MlpLaunch<'a> {
+    kernel: &'a SmallMlp,
     choice: Choice,
     params: MlpParams,
 }
 
-impl MlpLaunch {
+impl<'a> MlpLaunch<'a> {
     /// The launch for work that brings no memory for hidden results; `None` if
     /// layer by layer is better, or all that works.
-    pub fn choose(device: &Device, settings: Settings, work: &Work) -> Option<Self> {
+    pub fn choose(
+        kernel: &'a Result<SmallMlp, String>,
+        settings: Settings,
+        work: &Work,
+    ) -> Option<Self> {
         let Work::Forward(input, layers) = work else { return None };
-        let choice = match &device.modules.small_mlp {
+        let choice = match kernel {
             Err(reason) => Err(reason.as_str()),
             Ok(kernel) if kernel.failed.load(Ordering::Relaxed) => Err("a launch failed"),
             Ok(kernel) => small_mlp::choose(settings, *input, layers, &kernel.clusters),
@@ -133,9 +137,9 @@ impl MlpLaunch {
         if logging() {
             log(settings, *input, layers, &choice);
         }
-        let choice = choice.ok()?;
+        let (choice, kernel) = (choice.ok()?, kernel.as_ref().ok()?);
         let params = params(&choice, *input, layers);
-        Some(Self { choice, params })
+        Some(Self { kernel, choice, params })
     }
 
     /// Puts it on the call's stream.
@@ -146,10 +150,7 @@ impl MlpLaunch {
     ///
     /// # Errors
     /// When the driver reports one.
-    pub unsafe fn launch(&self, device: &Device, call: &Call) -> Result<(), Refusal> {
-        let Ok(kernel) = &device.modules.small_mlp else {
-            return Err(Refusal::failure("fused_mlp is not loaded"));
-        };
+    pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
         let Choice { variant, cluster, clusters, shared_bytes, .. } = self.choice;
         let mut attribute = cluster_of(cluster);
         let stream = call.stream as CUstream;
@@ -163,7 +164,7 @@ impl MlpLaunch {
         unsafe {
             sys::cuLaunchKernelEx(
                 &raw const config,
-                kernel.functions[variant.index()],
+                self.kernel.functions[variant.index()],
                 arguments.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -173,10 +174,8 @@ impl MlpLaunch {
     }
 
     /// A launch failed: from now on the device's chains run layer by layer.
-    pub fn give_up(&self, device: &Device) {
-        if let Ok(kernel) = &device.modules.small_mlp {
-            kernel.failed.store(true, Ordering::Relaxed);
-        }
+    pub fn give_up(&self) {
+        self.kernel.failed.store(true, Ordering::Relaxed);
     }
 }
 

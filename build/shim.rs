@@ -29,7 +29,6 @@ const SOURCES: &[&str] = &[
     "trace",
     "dispatch",
     "gradients",
-    "few_rows",
     "handles",
     "graph/optimize",
     "graph/module",

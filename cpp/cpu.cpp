@@ -1,11 +1,10 @@
-// CPU key, and every device without a key of its own: our kernels for few rows
-// (few_rows.cpp), else ATen's linear, then ReLU in place.
+// CPU key, and every device without a key of its own: ATen's linear, then ReLU
+// in place.
 #include <torch/library.h>
 
 #include "cpp/check.h"
 #include "cpp/composite.h"
 #include "cpp/composite_mlp.h"
-#include "cpp/few_rows.h"
 #include "cpp/register.h"
 
 namespace hypatia {
@@ -14,16 +13,12 @@ namespace {
 at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias) {
   check_linear_relu(input, weight, bias);
-  if (auto output = few_rows::linear_relu(input, weight, bias)) return *output;
   return composite::linear_relu(input, weight, bias);
 }
 
 at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
                      const Biases& biases, bool relu_last) {
   check_mlp(input, weights, biases);
-  if (auto output = few_rows::mlp(input, weights, biases, relu_last)) {
-    return *output;
-  }
   return composite::mlp(input, weights, biases, relu_last);
 }
 

@@ -11,10 +11,7 @@ pub mod graph;
 pub mod module;
 pub mod session;
 
-use std::sync::LazyLock;
-
 use crate::build_info;
-use crate::cpu::few_rows::{self, Element, Isa};
 use crate::error::{guarded, Error};
 use crate::launch::call::Call;
 use crate::launch::exec;
@@ -103,30 +100,7 @@ pub mod ffi {
         grad_bias: usize,
     }
 
-    /// A layer on few rows on the CPU, field for field `cpu::few_rows::Layer`.
-    #[derive(Clone, Copy)]
-    struct FewRows {
-        input: usize,
-        input_stride: usize,
-        rows: usize,
-        k: usize,
-        weight: usize,
-        weight_stride: usize,
-        bias: usize,
-        bf16: bool,
-        output: usize,
-        n: usize,
-        narrow: bool,
-        relu: bool,
-    }
-
     extern "Rust" {
-        /// Columns `begin` to `end` of a layer; other threads may do others.
-        ///
-        /// # Safety
-        /// Every address is valid for its shape during the call.
-        unsafe fn few_rows(layer: &FewRows, begin: usize, end: usize) -> Result<()>;
-
         /// The JSON of `hypatia::build_info`.
         fn build_info() -> String;
 
@@ -213,35 +187,6 @@ pub mod ffi {
             layers: usize,
             relu_last: bool,
         ) -> Result<UniquePtr<Tensor>>;
-    }
-}
-
-unsafe fn few_rows(layer: &ffi::FewRows, begin: usize, end: usize) -> Result<(), Error> {
-    static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
-    guarded("fused_mlp", || {
-        // SAFETY: cpp/few_rows.cpp states tensors and buffers that it holds,
-        // with the strides it checked, and gives each range to one thread.
-        unsafe { few_rows::run(&layer.into(), begin..end, *ISA) };
-        Ok(())
-    })
-}
-
-impl From<&ffi::FewRows> for few_rows::Layer {
-    fn from(layer: &ffi::FewRows) -> Self {
-        Self {
-            input: layer.input as *const f32,
-            input_stride: layer.input_stride,
-            rows: layer.rows,
-            k: layer.k,
-            weight: layer.weight as *const u8,
-            weight_stride: layer.weight_stride,
-            bias: layer.bias as *const u8,
-            element: if layer.bf16 { Element::Bf16 } else { Element::F32 },
-            output: layer.output as *mut u8,
-            n: layer.n,
-            narrow: layer.narrow,
-            relu: layer.relu,
-        }
     }
 }
 

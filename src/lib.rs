@@ -26,15 +26,13 @@
 //! | [`error`] | the one error type; its text is user interface |
 //! | [`plan`] | problems, checks, layers, grids, the plan cache; no CUDA, no LibTorch |
 //! | [`graph`] | the optimizer of TorchScript graphs: records in, steps out |
-//! | [`cpu`] | kernels for few rows on the CPU |
 //! | [`launch`] | cuBLASLt and our kernels on LibTorch's stream |
 //! | [`bridge`] | the cxx bridge to `cpp/` |
 //! | [`build_info`] | what this build is |
 //! | [`capi`] | the C ABI |
 //! | [`cli`] | the command `hypatia-opt` |
 //!
-//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi, cli`; `graph`
-//! and `cpu` use nothing.
+//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi, cli`.
 
 #[cfg(feature = "libtorch")]
 pub mod bridge;
@@ -43,7 +41,6 @@ pub mod build_info;
 #[cfg(feature = "libtorch")]
 pub mod capi;
 pub mod cli;
-pub mod cpu;
 pub mod error;
 pub mod graph;
 #[cfg(feature = "libtorch")]

@@ -2,6 +2,7 @@
 the machine reaches all of them, and ratios are taken within a round."""
 
 import statistics
+import sys
 import time
 
 import torch
@@ -58,8 +59,10 @@ class Wall:
     def synchronize(self):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if hasattr(self.result, "block_until_ready"):
-            self.result.block_until_ready()
+        # A training step returns a tree of arrays.
+        jax = sys.modules.get("jax")
+        if jax is not None:
+            jax.block_until_ready(self.result)
 
     def microseconds(self, repeats):
         calls = self.calls

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/TensorImpl.h>
+#include <c10/util/accumulate.h>
 
 #include "cpp/mlp.h"
 
@@ -12,12 +13,6 @@ namespace {
 constexpr int64_t kSharedBytes = int64_t{8} << 20;
 
 thread_local int sharing = 0;
-
-int64_t elements_of(c10::IntArrayRef sizes) {
-  int64_t elements = 1;
-  for (const int64_t size : sizes) elements *= size;
-  return elements;
-}
 
 // A dense tensor in `whole`'s storage that is no view: with a version counter
 // of its own.
@@ -44,7 +39,7 @@ std::vector<at::Tensor> empty_gradients(
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (!wanted[i]) continue;
     offsets[i] = aligned_elements(total, itemsize).expect_int();
-    total = offsets[i] + elements_of(sizes[i]);
+    total = offsets[i] + c10::multiply_integers(sizes[i]);
   }
   const bool shared = sharing > 0 && total * itemsize <= kSharedBytes;
   const at::Tensor whole = shared ? at::empty({total}, options) : at::Tensor();

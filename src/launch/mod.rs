@@ -1,8 +1,8 @@
 //! Runs plans on CUDA through cudarc: `call` (where a call runs), `device` (context,
 //! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
-//! `tune` (timing its algorithms), `relu_backward` and `small_mlp` (our kernels),
-//! `product` (one product with its plan), `exec` (one operator call), `replay`
+//! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
+//! `small_mlp` and `fp32` (our kernels), `product` (one product with its plan), `exec` (one operator call), `replay`
 //! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -16,7 +16,9 @@ pub mod call;
 pub mod cublaslt;
 pub mod device;
 pub mod exec;
+pub mod fp32;
 pub mod gemm;
+pub mod kernel;
 pub mod lanes;
 pub mod modules;
 pub mod params;
@@ -114,6 +116,6 @@ pub enum Scope {
     /// want one of the same size for the stream.
     Tuning,
     /// This call: the stream is being captured, and a replay must not share
-    /// scratch memory with whatever runs beside it.
-    Capture,
+    /// scratch memory with whatever runs beside it; or too much of it to keep.
+    Call,
 }

@@ -100,3 +100,19 @@ struct Fp32ReluBackwardParams {
   int cols;
 };
 static_assert(sizeof(Fp32ReluBackwardParams) == 88, "launch/params.rs says 88");
+
+// One product of half_gemm.cu; its three tensor maps are parameters of their
+// own.
+struct HalfGemmParams {
+  const void* bias;  // [n] or null
+  void* d;           // [m, n], dense, where `by_map` is 0
+  int m;
+  int n;
+  int k;
+  int relu;
+  int row_tiles;
+  int early;   // right is there before the kernel in front ends
+  int by_map;  // d's rows start on 16 bytes
+  int reserved;
+};
+static_assert(sizeof(HalfGemmParams) == 48, "launch/params.rs says 48");

@@ -38,6 +38,23 @@ __device__ inline void copy_box_to(unsigned to, const TensorMap& map, int x,
       : "memory");
 }
 
+// The other way: a box of shared memory, as swizzled, to (x, y); what lies
+// outside of the tensor is not written.
+__device__ inline void store_box(const TensorMap& map, int x, int y,
+                                 unsigned from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], "
+      "[%3];" ::"l"(&map),
+      "r"(x), "r"(y), "r"(from)
+      : "memory");
+}
+
+// Until shared memory has been read for this thread's stores so far.
+__device__ inline void finish_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 // `bytes` (a multiple of 16) from a multiple of 16.
 __device__ inline void copy_bytes(unsigned to, const void* from, unsigned bytes,
                                   unsigned barrier) {

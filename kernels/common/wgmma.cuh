@@ -38,6 +38,19 @@ __device__ inline unsigned long long wgmma_blocks(unsigned address,
          static_cast<unsigned long long>(along_rows >> 4) << 32;
 }
 
+// Describes an operand in shared memory whose rows of 128 bytes are swizzled as
+// the copy engine writes them; `next` is the bytes from 64 elements of the
+// contiguous dimension to the next 64 where that is not k.
+__device__ inline unsigned long long wgmma_swizzled(unsigned address,
+                                                    unsigned next) {
+  return (address & 0x3ffff) >> 4 |
+         static_cast<unsigned long long>(next >> 4) << 16 |
+         static_cast<unsigned long long>(1024 >> 4) << 32 | 1ull << 62;
+}
+
+struct Bf16Tag {};
+struct F16Tag {};
+
 // clang-format off
 #define HYPATIA_D8(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
@@ -105,6 +118,27 @@ __device__ inline void wgmma_bf16(float (&d)[16], const unsigned (&a)[4],
         "r"(static_cast<int>(add)));
 }
 
+// d (64 x N) += a . b, both in shared memory; `a` is [64, k], `b` is [N, k], k
+// contiguous or, with kLeftT or kRightT, the other dimension. 16 of k.
+#define HYPATIA_WGMMA(type, name, N, R, a, b, ta, tb)                       \
+  template <int kLeftT, int kRightT>                                        \
+  __device__ inline void wgmma(float(&d)[R], type, unsigned long long left, \
+                               unsigned long long right) {                  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name     \
+                 "." name " {" HYPATIA_NAMES##R                             \
+                 "}, %" #a ", %" #b ", 1, 1, 1, %" #ta ", %" #tb ";"        \
+                 : HYPATIA_D##R(d, 0)                                       \
+                 : "l"(left), "l"(right), "n"(kLeftT), "n"(kRightT));       \
+  }
+
+HYPATIA_WGMMA(Bf16Tag, "bf16", 128, 64, 64, 65, 66, 67)
+HYPATIA_WGMMA(Bf16Tag, "bf16", 64, 32, 32, 33, 34, 35)
+HYPATIA_WGMMA(Bf16Tag, "bf16", 32, 16, 16, 17, 18, 19)
+HYPATIA_WGMMA(F16Tag, "f16", 128, 64, 64, 65, 66, 67)
+HYPATIA_WGMMA(F16Tag, "f16", 64, 32, 32, 33, 34, 35)
+HYPATIA_WGMMA(F16Tag, "f16", 32, 16, 16, 17, 18, 19)
+
+#undef HYPATIA_WGMMA
 #undef HYPATIA_D8
 #undef HYPATIA_D16
 #undef HYPATIA_D32

@@ -170,9 +170,12 @@ unsafe fn launch(steps: Vec<Launches>, device: &Device, call: &Call) -> Result<(
     let mut lanes = branches.then(|| Lanes::of(call.stream as CUstream)).flatten();
     let mut aside = *call;
     aside.workspace.data += main_bytes(&steps);
-    for step in steps {
+    for (index, step) in steps.into_iter().enumerate() {
+        // Behind the first, which waits for whoever made the operands, a layer's
+        // forward pass need not wait for the end of the one in front to begin.
+        let overlaps = index > 0 && lanes.is_none() && step.is_forward();
         // SAFETY: forwarded.
-        unsafe { step.run(device, call, &aside, lanes.as_mut()) }?;
+        unsafe { step.run(device, call, &aside, lanes.as_mut(), overlaps) }?;
     }
     lanes.map_or(Ok(()), Lanes::join)
 }
@@ -201,6 +204,11 @@ impl Launches {
         self.products[1].as_ref().is_some_and(Product::is_small)
     }
 
+    /// Whether it is one product alone, on the result of the step in front.
+    fn is_forward(&self) -> bool {
+        self.relu.is_none() && self.products[1].is_none()
+    }
+
     /// Scratch bytes of what is always on the main lane.
     fn main_bytes(&self) -> usize {
         let mask = self.relu.as_ref().map_or(0, ReluLaunch::scratch_bytes);
@@ -224,6 +232,7 @@ impl Launches {
         call: &Call,
         aside: &Call,
         mut lanes: Option<&mut Lanes>,
+        overlaps: bool,
     ) -> Result<(), Refusal> {
         let branches = self.branches();
         let mut masked = 0;
@@ -240,14 +249,14 @@ impl Launches {
         if let Some(second) = second {
             // SAFETY: forwarded; it comes behind the mask kernel, whose result
             // it reads, and the buffer is written again behind it.
-            let launch = |call| unsafe { second.run(device, call) };
+            let launch = |call| unsafe { second.run(device, call, false) };
             match lanes {
                 Some(lanes) if branches => lanes.aside(masked, || launch(aside))?,
                 _ => launch(if branches { aside } else { call })?,
             }
         }
         // SAFETY: as above.
-        first.map_or(Ok(()), |product| unsafe { product.run(device, call) })
+        first.map_or(Ok(()), |product| unsafe { product.run(device, call, overlaps) })
     }
 }
 

@@ -2,7 +2,8 @@
 //! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
 //! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
-//! `small_mlp` and `fp32` (our kernels), `product` (one product with its plan), `exec` (one operator call), `replay`
+//! `small_mlp`, `half_gemm` and `fp32` (our kernels), `tensor_map` (matrices as the
+//! copy engine sees them), `product` (one product with its plan), `exec` (one operator call), `replay`
 //! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -18,6 +19,7 @@ pub mod device;
 pub mod exec;
 pub mod fp32;
 pub mod gemm;
+pub mod half_gemm;
 pub mod kernel;
 pub mod lanes;
 pub mod modules;
@@ -26,6 +28,7 @@ pub mod product;
 pub mod relu_backward;
 pub mod replay;
 pub mod small_mlp;
+mod tensor_map;
 pub mod tune;
 
 /// Why our CUDA path does not answer a call; ATen does instead.

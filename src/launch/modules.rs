@@ -6,6 +6,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUfunction, CUmodule};
 
 use super::fp32::Fp32Kernels;
+use super::half_gemm::HalfGemm;
 use super::small_mlp::SmallMlp;
 use crate::plan::problem::Dtype;
 
@@ -32,6 +33,8 @@ pub struct Modules {
     pub small_mlp: Result<SmallMlp, String>,
     /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
     pub fp32: Result<Fp32Kernels, String>,
+    /// `kernels/half_gemm.cu`, or why cuBLASLt does all 16-bit products.
+    pub half_gemm: Result<HalfGemm, String>,
 }
 
 /// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
@@ -63,7 +66,8 @@ impl Modules {
             Err(reason) => (None, Some(reason)),
         };
         let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
-        Self { relu_backward, missing, small_mlp, fp32 }
+        let half_gemm = HalfGemm::load(capability);
+        Self { relu_backward, missing, small_mlp, fp32, half_gemm }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -155,7 +159,7 @@ mod tests {
             assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
         }
         // Their sources name one target.
-        for kernel in ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward"] {
+        for kernel in ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward", "half_gemm"] {
             let ours = IMAGES.iter().filter(|i| i.kernel == kernel);
             let targets: Vec<_> = ours.map(|i| (i.capability, i.ptx)).collect();
             assert!(IMAGES.is_empty() || targets == [(90, false)], "{kernel} {targets:?}");

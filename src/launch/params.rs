@@ -198,6 +198,34 @@ pub struct Fp32ReluBackwardParams {
 
 const _: () = assert!(size_of::<Fp32ReluBackwardParams>() == 88, "params.h says 88");
 
+/// One product of `kernels/half_gemm.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HalfGemmParams {
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// `[m, n]`, dense, where `by_map` is 0.
+    pub d: u64,
+    /// Rows of `d`.
+    pub m: i32,
+    /// Columns of `d`.
+    pub n: i32,
+    /// Length of each sum.
+    pub k: i32,
+    /// 1 if a ReLU follows.
+    pub relu: i32,
+    /// Tiles of rows.
+    pub row_tiles: i32,
+    /// 1 if the right operand is there before the kernel in front ends.
+    pub early: i32,
+    /// 1 if the rows of `d` start on 16 bytes.
+    pub by_map: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+const _: () = assert!(size_of::<HalfGemmParams>() == 48, "params.h says 48");
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
@@ -249,6 +277,7 @@ mod tests {
         assert_eq!(fields(&MlpParams::default()), declared("MlpParams"));
         assert_eq!(fields(&Fp32GemmParams::default()), declared("Fp32GemmParams"));
         assert_eq!(fields(&Fp32PackParams::default()), declared("Fp32PackParams"));
+        assert_eq!(fields(&HalfGemmParams::default()), declared("HalfGemmParams"));
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));

@@ -7,14 +7,16 @@ use super::super::call::Call;
 use super::super::kernel::Shape;
 use super::super::params::{Fp32GemmParams, Fp32PackParams, Fp32ReluBackwardParams};
 use super::super::product::{log_line, logging};
+use super::super::tensor_map::Boxes;
 use super::super::{Refusal, Workspace};
 use super::kernels::SHARED_BYTES;
-use super::{tensor_map, Fp32Kernels};
+use super::Fp32Kernels;
 use crate::plan::check::Settings;
 use crate::plan::fp32::chain::{Gemm, Pack, ReluBackward};
 use crate::plan::fp32::tiling::{DEPTH, ROWS, THREADS};
 use crate::plan::fp32::{self, Chain, Job, Order};
 use crate::plan::layer::Work;
+use crate::plan::problem::Dtype;
 
 /// A chain that is decided but not launched.
 pub struct ReadyChain<'a> {
@@ -138,12 +140,12 @@ impl On<'_> {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), Refusal> {
         let (left, tiling) = (gemm.left, gemm.tiling);
         let (m, k) = (left.rows, left.cols);
-        let (run, runs, box_size) = match gemm.order {
+        let (run, runs, size) = match gemm.order {
             Order::Rows => (k, m, [DEPTH as u32, ROWS as u32]),
             Order::Columns => (m, k, [DEPTH as u32, DEPTH as u32]),
         };
-        let map = tensor_map::encode(left.data, run, runs, gemm.ld, box_size)
-            .map_err(|error| Refusal::driver("describing a matrix to the copy engine", error))?;
+        let (dtype, ld) = (Dtype::F32, gemm.ld);
+        let map = Boxes { data: left.data, dtype, run, runs, ld, size }.encode()?;
         let params = Fp32GemmParams {
             image: self.place(gemm.image),
             bias: gemm.bias.unwrap_or_default() as u64,

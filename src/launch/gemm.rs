@@ -147,14 +147,16 @@ impl GemmPlan {
                 }
             }
         }
+        if let Ok(kernel) = &device.modules.half_gemm {
+            let ours = half::candidates(gemm, device.multiprocessors);
+            let ours = ours.into_iter().map(Algorithm::Own);
+            let at = if kernel.always { 0 } else { candidates.len() };
+            candidates.splice(at..at, ours);
+        }
         // Not a failure: some shapes have no fused algorithm.
         let algorithm = *candidates
             .first()
             .ok_or_else(|| Refusal::by_design(format!("cuBLASLt has no algorithm for {gemm}")))?;
-        if device.modules.half_gemm.is_ok() {
-            let ours = half::candidates(gemm, device.multiprocessors);
-            candidates.extend(ours.into_iter().map(Algorithm::Own));
-        }
         Ok(Self {
             library,
             description,

@@ -14,6 +14,8 @@ use crate::plan::problem::{Dtype, Epilogue, Gemm};
 /// The functions of one device, by dtype, layout and shape.
 pub struct HalfGemm {
     functions: [[[CUfunction; Shape::ALL.len()]; Layout::ALL.len()]; 2],
+    /// `HYPATIA_HALF_GEMM=1`: wherever it works, not only where it is faster.
+    pub always: bool,
 }
 
 // SAFETY: a CUfunction is a handle into a module that is never unloaded, and
@@ -31,7 +33,8 @@ impl HalfGemm {
     /// # Errors
     /// Why there are none: other devices, an old driver, `HYPATIA_HALF_GEMM=0`.
     pub fn load(capability: u32) -> Result<Self, String> {
-        if std::env::var("HYPATIA_HALF_GEMM").is_ok_and(|value| value == "0") {
+        let wanted = std::env::var("HYPATIA_HALF_GEMM").unwrap_or_default();
+        if wanted == "0" {
             return Err("HYPATIA_HALF_GEMM=0".to_owned());
         }
         let module = Module::load("half_gemm", capability)?;
@@ -50,7 +53,7 @@ impl HalfGemm {
                 }
             }
         }
-        Ok(Self { functions })
+        Ok(Self { functions, always: wanted == "1" })
     }
 
     fn function(&self, dtype: Dtype, tiling: &Tiling) -> CUfunction {
@@ -80,6 +83,7 @@ impl HalfGemm {
         // Row-major notation: the right operand of column-major is our left one.
         let Gemm { m: cols, n: rows, k, dtype, .. } = *gemm;
         let Tiling { layout, shape, .. } = *tiling;
+        let overlaps = overlaps && tiling.overlaps;
         let operand = |data, k_first: bool, other, ld, box_runs| {
             let (run, runs) = if k_first { (k, other) } else { (other, k) };
             let size = [RUN, if k_first { box_runs } else { RUN }];

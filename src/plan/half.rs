@@ -103,12 +103,15 @@ pub struct Tiling {
     pub row_tiles: i64,
     /// Tiles of columns.
     pub col_tiles: i64,
+    /// Whether it begins while the kernel in front ends, where it may.
+    pub overlaps: bool,
 }
 
 impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layout, shape, .. } = self;
-        write!(f, "half_gemm {}x{} {}", shape.groups, shape.cols, layout.name())
+        let Self { layout, shape, overlaps, .. } = self;
+        write!(f, "half_gemm {}x{} {}", shape.groups, shape.cols, layout.name())?;
+        f.write_str(if *overlaps { ", overlapping" } else { "" })
     }
 }
 
@@ -120,18 +123,30 @@ pub fn candidates(gemm: &Gemm, multiprocessors: i64) -> Vec<Tiling> {
     let Some(layout) = Layout::of(gemm).filter(|_| fits && gemm.ldd == gemm.m) else {
         return vec![];
     };
-    let tiled = |shape: Shape| Tiling {
-        layout,
-        shape,
-        row_tiles: (gemm.n + shape.rows() - 1) / shape.rows(),
-        col_tiles: (gemm.m + shape.cols - 1) / shape.cols,
+    let tiled = |shape: Shape| {
+        // With a multiprocessor to itself a block behind cannot begin early, and
+        // its first blocks take those that were idle: faster for some shapes only.
+        let ways: &[bool] = if layout != Layout::Nn {
+            &[false]
+        } else if shape.shares() {
+            &[true]
+        } else {
+            &[true, false]
+        };
+        ways.iter().map(move |&overlaps| Tiling {
+            layout,
+            shape,
+            row_tiles: (gemm.n + shape.rows() - 1) / shape.rows(),
+            col_tiles: (gemm.m + shape.cols - 1) / shape.cols,
+            overlaps,
+        })
     };
     let at_once = |t: &Tiling| {
         let blocks = if t.shape.shares() { 2 } else { 1 };
         t.row_tiles * t.col_tiles <= blocks * multiprocessors
     };
     let shapes = Shape::ALL.into_iter().filter(|shape| shape.is_for(layout));
-    shapes.map(tiled).filter(at_once).collect()
+    shapes.flat_map(tiled).filter(at_once).collect()
 }
 
 #[cfg(test)]

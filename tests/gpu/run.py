@@ -81,6 +81,7 @@ def sanitizers():
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
             HYPATIA_TUNE="0",
             HYPATIA_FP32="tensor",
+            HYPATIA_HALF_GEMM="1",
         )
     ]
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
@@ -91,7 +92,7 @@ def sanitizers():
 
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((HERE / "kernels").glob("*.cu")):
-            flags, hopper = ["-arch=native"], source.stem == "fp32_test"
+            flags, hopper = ["-arch=native"], source.stem != "relu_backward_test"
             if hopper:
                 if torch.cuda.get_device_capability() != (9, 0):
                     continue
@@ -135,6 +136,15 @@ def main():
                     [sys.executable, "-m", "unittest", "test_numbers", "test_chains", "test_fp32"],
                     cwd=HERE,
                     HYPATIA_FP32="tensor",
+                )
+            )
+            counts.append(
+                command(
+                    "16-bit products by our kernel wherever it works",
+                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains"],
+                    cwd=HERE,
+                    HYPATIA_HALF_GEMM="1",
+                    HYPATIA_TUNE="0",
                 )
             )
         counts += rust_tests(torch_dir)

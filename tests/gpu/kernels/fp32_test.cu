@@ -6,15 +6,10 @@
 //   nvcc -std=c++17 -gencode arch=compute_90a,code=sm_90a -I kernels
 //   fp32_test.cu
 
-#include <cuda.h>
-
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
-#include <vector>
+
+#include "harness.h"
 
 #include "fp32_gemm.cu"
 #include "fp32_pack.cu"
@@ -22,68 +17,14 @@
 
 namespace {
 
-using Matrix = std::vector<float>;  // row-major
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : bytes(bytes) {
-    check(cudaMalloc(&data, bytes), "malloc");
-  }
-  explicit Buffer(const Matrix& m) : Buffer(m.size() * sizeof(float)) {
-    check(cudaMemcpy(data, m.data(), bytes, cudaMemcpyHostToDevice), "copy");
-  }
-  ~Buffer() { cudaFree(data); }
-  Buffer(const Buffer&) = delete;
-  Matrix read() const {
-    Matrix m(bytes / sizeof(float));
-    check(cudaMemcpy(m.data(), data, bytes, cudaMemcpyDeviceToHost), "copy");
-    return m;
-  }
-  float* floats() const { return static_cast<float*>(data); }
-  size_t bytes;
-  void* data = nullptr;
-};
-
-Matrix numbers(int rows, int cols, unsigned seed) {
-  Matrix m(static_cast<size_t>(rows) * cols);
-  for (size_t i = 0; i < m.size(); i++) {
-    const unsigned h = (static_cast<unsigned>(i) + seed * 977u) * 2654435761u;
-    m[i] = static_cast<float>(h >> 8) / (1 << 23) - 1.0f;
-  }
-  return m;
-}
-
 int up(int n) { return (n + 127) / 128 * 128; }
 size_t image_bytes(int k, int n) {
   return static_cast<size_t>(up(k)) / 32 * up(n) * hypatia::kColumnBytes;
 }
 
 hypatia::TensorMap map_of(const float* data, int run, int runs, int box_runs) {
-  static const auto encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult status;
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
-                                           12000, cudaEnableDefault, &status),
-          "entry point");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }();
-  alignas(64) hypatia::TensorMap map;
-  const cuuint64_t sizes[] = {cuuint64_t(run), cuuint64_t(runs)};
-  const cuuint64_t strides[] = {run * sizeof(float)};
-  const cuuint32_t box[] = {32, cuuint32_t(box_runs)}, steps[] = {1, 1};
-  const CUresult result = encode(
-      reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
-      const_cast<float*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    std::exit(std::printf("tensor map: %d\n", result));
-  return map;
+  return boxes(data, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, sizeof(float), run, runs,
+               32, box_runs);
 }
 
 struct Tiling {

@@ -50,7 +50,7 @@ impl Shape {
     }
 
     /// How many of its clusters run at a time; 0 where the device cannot say.
-    pub fn clusters_at_once(&self, function: CUfunction) -> u32 {
+    pub(super) fn clusters_at_once(&self, function: CUfunction) -> u32 {
         let mut count = 0;
         self.with_config(std::ptr::null_mut(), |config| {
             // SAFETY: writes one number; configuration and attributes outlive
@@ -66,7 +66,7 @@ impl Shape {
     /// # Safety
     /// The device's context is current; `arguments` point to the parameters that
     /// the kernel declares, which make it do nothing that is not allowed.
-    pub unsafe fn launch<const N: usize>(
+    pub(super) unsafe fn launch<const N: usize>(
         &self,
         function: CUfunction,
         stream: CUstream,
@@ -84,7 +84,7 @@ impl Shape {
 }
 
 /// Allows a kernel that much shared memory and clusters of more than eight.
-pub fn allow(function: CUfunction, shared: u32) -> Result<(), String> {
+pub(super) fn allow(function: CUfunction, shared: u32) -> Result<(), String> {
     for (attribute, value) in [
         (
             FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,

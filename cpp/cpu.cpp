@@ -1,10 +1,11 @@
-// CPU key, and every device without a key of its own: ATen's linear, then ReLU
-// in place.
+// CPU key, and every device without a key of its own: kernels of ours where
+// they take the call, else ATen.
 #include <torch/library.h>
 
 #include "cpp/check.h"
 #include "cpp/composite.h"
 #include "cpp/composite_mlp.h"
+#include "cpp/cpu_kernels.h"
 #include "cpp/register.h"
 
 namespace hypatia {
@@ -13,12 +14,18 @@ namespace {
 at::Tensor fused_linear_relu(const at::Tensor& input, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias) {
   check_linear_relu(input, weight, bias);
+  if (auto output = cpu_kernels::linear_relu(input, weight, bias)) {
+    return *output;
+  }
   return composite::linear_relu(input, weight, bias);
 }
 
 at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
                      const Biases& biases, bool relu_last) {
   check_mlp(input, weights, biases);
+  if (auto output = cpu_kernels::mlp(input, weights, biases, relu_last)) {
+    return *output;
+  }
   return composite::mlp(input, weights, biases, relu_last);
 }
 
@@ -27,6 +34,10 @@ std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
                                                      const Biases& biases,
                                                      bool relu_last) {
   check_mlp(input, weights, biases);
+  if (auto results =
+          cpu_kernels::mlp_forward(input, weights, biases, relu_last)) {
+    return *results;
+  }
   return composite::mlp_forward(input, weights, biases, relu_last);
 }
 

@@ -121,8 +121,10 @@ def single(batch, k, n, mode, args):
 
 
 def single_shapes():
-    """Every hidden layer of the nine MLPs, once."""
+    """Every hidden layer of the nine MLPs, once, and one that is large all over."""
     shapes = {(m.batch, k, n) for m in models.MLPS for k, n in m.layers()[:-1]}
+    if torch.cuda.is_available():
+        shapes.add((4096, 4096, 4096))
     return sorted(shapes, key=lambda s: s[0] * s[1] * s[2])
 
 

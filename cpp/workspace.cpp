@@ -3,11 +3,16 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
+#include <exception>
 #include <map>
 #include <mutex>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,6 +37,37 @@ at::TensorOptions bytes_on(const bridge::Call& call) {
       .device(c10::Device(c10::DeviceType::CUDA,
                           static_cast<c10::DeviceIndex>(call.device)))
       .requires_grad(false);
+}
+
+// Zeros that stay, made by a thread of its own: while LibTorch warms up or
+// records a CUDA graph, what this thread allocates goes to the graph's memory,
+// where it tolerates nothing that stays.
+at::Tensor lasting_zeros(const bridge::Call& call, size_t bytes) {
+  const auto options = bytes_on(call);
+  const auto make = [&] {
+    return at::zeros({static_cast<int64_t>(bytes)}, options);
+  };
+  const c10::Stream stream =
+      c10::impl::VirtualGuardImpl(options.device().type())
+          .getStream(options.device());
+  at::Tensor made;
+  std::exception_ptr error;
+  std::thread maker;
+  try {
+    maker = std::thread([&] {
+      try {
+        const c10::StreamGuard on_stream(stream);
+        made = make();
+      } catch (...) {
+        error = std::current_exception();
+      }
+    });
+  } catch (const std::system_error&) {
+    return make();  // No thread to be had.
+  }
+  maker.join();
+  if (error) std::rethrow_exception(error);
+  return made;
 }
 
 void fill_in(bridge::Call& call, const at::Tensor& workspace, bool is_private) {
@@ -59,8 +95,7 @@ void grow_stream_workspace(bridge::Call& call, size_t bytes) {
   if (found == all.by_stream.end() ||
       static_cast<size_t>(found->second.numel()) < bytes) {
     // Entered only once it exists: the allocation may throw.
-    at::Tensor larger =
-        at::zeros({static_cast<int64_t>(bytes)}, bytes_on(call));
+    at::Tensor larger = lasting_zeros(call, bytes);
     // Kept: another thread may be about to launch with the smaller one.
     if (found != all.by_stream.end()) all.outgrown.push_back(found->second);
     all.by_stream.insert_or_assign(key, std::move(larger));
@@ -87,7 +122,7 @@ bool bring_workspace(bridge::Call& call, bridge::Report& report,
         grow_stream_workspace(call, bytes);
         lifetime = use_private_workspace(call, bytes);
         return true;
-      case bridge::Status::NeedsCaptureWorkspace:
+      case bridge::Status::NeedsCallWorkspace:
         lifetime = use_private_workspace(call, bytes);
         return true;
       default:

@@ -50,3 +50,69 @@ struct MlpParams {
   MlpLayer layer[kMlpLayers];
 };
 static_assert(sizeof(MlpParams) == 688, "launch/params.rs says 688");
+
+// One product of fp32_gemm.cu; its tensor map of `left` is a parameter of its
+// own.
+struct Fp32GemmParams {
+  const void* image;      // of right
+  const float* bias;      // [m] or null
+  float* d;               // or null
+  void* image_out;        // of d, or null
+  const float* left;      // for what is not finite
+  float* partial;         // of splits of k
+  unsigned int* tickets;  // [tiles, 2], zero before and after
+  long long left_row;     // elements from one row of left to the next
+  long long left_k;       // elements from one k of left to the next
+  long long d_col;        // elements from one column of d to the next
+  int m;
+  int n;
+  int k;
+  int relu;
+  int row_tiles;  // of 128, rounded up to whole clusters
+  int col_tiles;
+  int splits;  // of k; each has some
+  int early;   // left is there before the kernel in front ends
+};
+static_assert(sizeof(Fp32GemmParams) == 112, "launch/params.rs says 112");
+
+struct Fp32PackParams {
+  const float* right;    // [k, n], strides below
+  void* image;           // of it
+  long long k_stride;    // elements
+  long long col_stride;  // elements
+  int k;
+  int n;
+};
+static_assert(sizeof(Fp32PackParams) == 40, "launch/params.rs says 40");
+
+struct Fp32ReluBackwardParams {
+  const float* grad;      // [rows, cols], element strides below
+  const float* output;    // [rows, cols], dense: what ReLU returned, or null
+  void* over_cols;        // image [k = cols, n = rows] or null
+  void* over_rows;        // image [k = rows, n = cols] or null
+  float* bias_grad;       // [cols] or null
+  float* partial;         // [gridDim.y, cols], used if gridDim.y > 1
+  unsigned int* tickets;  // [gridDim.x], zero before and after
+  long long grad_row_stride;
+  long long grad_col_stride;
+  long long rows_per_split;  // a multiple of 128
+  int rows;
+  int cols;
+};
+static_assert(sizeof(Fp32ReluBackwardParams) == 88, "launch/params.rs says 88");
+
+// One product of half_gemm.cu; its three tensor maps are parameters of their
+// own.
+struct HalfGemmParams {
+  const void* bias;  // [n] or null
+  void* d;           // [m, n], dense, where `by_map` is 0
+  int m;
+  int n;
+  int k;
+  int relu;
+  int row_tiles;
+  int early;   // right is there before the kernel in front ends
+  int by_map;  // d's rows start on 16 bytes
+  int reserved;
+};
+static_assert(sizeof(HalfGemmParams) == 48, "launch/params.rs says 48");

@@ -62,7 +62,7 @@ pub mod ffi {
         /// The same, for this call alone; ensure the stream has one as well.
         NeedsTuningWorkspace,
         /// The same, for this call alone.
-        NeedsCaptureWorkspace,
+        NeedsCallWorkspace,
         /// Call again with memory for hidden results: not one launch's work,
         /// or, with `warn`, one that failed for `reason`.
         NeedsHidden,
@@ -254,7 +254,7 @@ fn report(outcome: Result<Outcome, Refusal>) -> ffi::Report {
             let status = match scope {
                 Scope::Stream => ffi::Status::NeedsStreamWorkspace,
                 Scope::Tuning => ffi::Status::NeedsTuningWorkspace,
-                Scope::Capture => ffi::Status::NeedsCaptureWorkspace,
+                Scope::Call => ffi::Status::NeedsCallWorkspace,
             };
             (status, bytes, false, String::new())
         }

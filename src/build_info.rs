@@ -14,8 +14,8 @@ pub fn json() -> String {
         concat!(
             "{{\"version\": {}, \"abi_version\": {}, \"libtorch\": {}, ",
             "\"git_revision\": {}, \"cuda_archs\": {}, \"cuda_kernels\": {}, ",
-            "\"cublaslt\": {}, \"gemm_plans\": {}, \"recordings\": {}, \"cpu_features\": {}, ",
-            "\"cpu_kernels\": {}}}"
+            "\"strict_fp32\": {}, \"cublaslt\": {}, \"gemm_plans\": {}, \"recordings\": {}, ",
+            "\"cpu_features\": {}, \"cpu_kernels\": {}}}"
         ),
         quoted(env!("CARGO_PKG_VERSION")),
         crate::ABI_VERSION,
@@ -23,6 +23,7 @@ pub fn json() -> String {
         quoted(option_env!("HYPATIA_GIT_REVISION").unwrap_or(env!("HYPATIA_BUILD_REVISION"))),
         archs,
         quoted(env!("HYPATIA_KERNELS_NOTE")),
+        quoted(strict_fp32()),
         cublaslt,
         launch::product::plans_kept(),
         launch::replay::recordings_kept(),
@@ -47,6 +48,15 @@ fn cpu_kernels() -> String {
         scratch::kept(),
         scratch::MOST_KEPT,
     )
+}
+
+/// What strict fp32 is computed as on a GPU.
+fn strict_fp32() -> &'static str {
+    match std::env::var("HYPATIA_FP32").as_deref() {
+        Ok("ieee") => "SGEMM (HYPATIA_FP32=ieee)",
+        Ok("tensor") => "on sm_90 six bf16 products for each of fp32, summed in fp32 (HYPATIA_FP32=tensor)",
+        _ => "on sm_90, where it is faster, six bf16 products for each of fp32, summed in fp32; else SGEMM",
+    }
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
@@ -95,6 +105,7 @@ mod tests {
         let json = json();
         assert!(json.contains(&format!("\"version\": \"{}\"", env!("CARGO_PKG_VERSION"))));
         assert!(json.contains("\"libtorch\": \"2."), "{json}");
+        assert!(json.contains("\"strict_fp32\": \""), "{json}");
         assert!(!json.contains('\n'));
     }
 }

@@ -44,6 +44,17 @@ __device__ inline unsigned map_to_rank(unsigned address, unsigned rank) {
   return r;
 }
 
+// The kernel in front on the stream, if this one was launched to overlap its
+// end: has ended, and what it wrote is there.
+__device__ inline void wait_for_grid_in_front() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// The kernel behind may take free multiprocessors once all blocks said so.
+__device__ inline void let_next_grid_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 __device__ inline void barrier_init(unsigned barrier, unsigned count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier),
                "r"(count)

@@ -66,7 +66,8 @@ type Handle = sys::cublasLtHandle_t;
 type Desc = *mut sys::cublasLtMatmulDescOpaque_t;
 type Layout = sys::cublasLtMatrixLayout_t;
 type Preference = sys::cublasLtMatmulPreference_t;
-type Found = sys::cublasLtMatmulHeuristicResult_t;
+/// An algorithm with the workspace it needs.
+pub type Found = sys::cublasLtMatmulHeuristicResult_t;
 
 functions! {
     version = c"cublasLtGetVersion": fn() -> usize;

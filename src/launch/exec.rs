@@ -1,13 +1,17 @@
 //! One operator call: what is to run as plain data, the plans, then the
 //! launches of all its layers behind one another.
 
+use std::sync::Arc;
+
 use cudarc::driver::sys::CUstream;
 
 use super::call::Call;
 use super::device::{device, Device};
+use super::fp32::ReadyChain;
 use super::lanes::Lanes;
-use super::product::Product;
+use super::product::{log_line, Product};
 use super::relu_backward::ReluLaunch;
+use super::replay::Recording;
 use super::small_mlp::MlpLaunch;
 use super::{replay, Outcome, Refusal, Scope, Workspace};
 use crate::plan::layer::{Step, Work};
@@ -25,8 +29,14 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     let device = device(call.settings.device)?;
     device.bind()?;
     if work.lacks_hidden() {
-        // SAFETY: forwarded.
-        return unsafe { run_at_once(device, call, work) };
+        let small_mlp = &device.modules.small_mlp;
+        if let Some(whole) = MlpLaunch::choose(small_mlp, call.settings, &work) {
+            // SAFETY: forwarded.
+            return Ok(unsafe { run_at_once(device, call, work, &whole) });
+        }
+        if device.modules.fp32.is_err() || !call.settings.is_strict_fp32() {
+            return Ok(Outcome::NeedsHidden { failed: None });
+        }
     }
     let (key, verdict) = replay::meet(call, work);
     if let Verdict::Replay(recording) = &verdict {
@@ -34,6 +44,31 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
         // key), and valid by the caller's promise.
         unsafe { recording.launch(&call) }?;
         return Ok(Outcome::Done);
+    }
+    let mut failed = None;
+    let (fp32, multiprocessors) = (&device.modules.fp32, device.multiprocessors);
+    if let Some(chain) = ReadyChain::choose(fp32, call.settings, &key.work, multiprocessors) {
+        let scratch = chain.scratch_bytes();
+        if let Some(outcome) = missing_workspace(device, &call, scratch, false) {
+            return Ok(outcome);
+        }
+        // SAFETY: forwarded; the workspace was checked.
+        let launch = |call: &Call| unsafe { chain.launch(call) };
+        // SAFETY: forwarded.
+        match unsafe { launch_or_record(device, &call, &key, &verdict, launch) } {
+            Ok(()) => return Ok(Outcome::Done),
+            Err(Refusal { reason, .. }) => {
+                // A capture that its owner has spoiled says nothing of the kernels.
+                if !call.capturing() {
+                    chain.give_up();
+                }
+                log_line(|| format!("fp32 on the tensor cores: {reason}"));
+                failed = Some(reason);
+            }
+        }
+    }
+    if key.work.lacks_hidden() {
+        return Ok(Outcome::NeedsHidden { failed });
     }
     let prepare = || -> Result<Vec<Launches>, Refusal> {
         let steps = key.work.steps(call.settings).map_err(Refusal::by_design)?;
@@ -79,31 +114,14 @@ fn scratch_bytes(steps: &[Launches]) -> usize {
 ///
 /// # Safety
 /// As for [`run`], with the device's context current.
-unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome, Refusal> {
-    let Some(whole) = MlpLaunch::choose(&device.modules.small_mlp, call.settings, &work) else {
-        return Ok(Outcome::NeedsHidden { failed: None });
-    };
+unsafe fn run_at_once(device: &Device, call: Call, work: Work, whole: &MlpLaunch) -> Outcome {
     // What the stream's other work needs is no part of this call.
     let call = Call { workspace: Workspace::NONE, ..call };
     let (key, verdict) = replay::meet(call, work);
-    let recording = match verdict {
-        Verdict::Replay(recording) => Some(recording),
-        Verdict::Keep => {
-            // SAFETY: forwarded; the launch is put on a stream that only records.
-            let launch = |call: &Call| unsafe { whole.launch(call) };
-            replay::keep(key, replay::record(device, &call, launch))
-        }
-        Verdict::Pass => None,
-    };
-    // SAFETY: forwarded; what was recorded was recorded from a call with the
-    // same addresses (they are the key).
-    let done = unsafe {
-        match recording {
-            Some(recording) => recording.launch(&call),
-            None => whole.launch(&call),
-        }
-    };
-    Ok(match done {
+    // SAFETY: forwarded.
+    let launch = |call: &Call| unsafe { whole.launch(call) };
+    // SAFETY: forwarded.
+    match unsafe { launch_or_record(device, &call, &key, &verdict, launch) } {
         Ok(()) => Outcome::Done,
         Err(Refusal { reason, .. }) => {
             // A capture that its owner has spoiled says nothing of the kernel.
@@ -112,7 +130,32 @@ unsafe fn run_at_once(device: &Device, call: Call, work: Work) -> Result<Outcome
             }
             Outcome::NeedsHidden { failed: Some(reason) }
         }
-    })
+    }
+}
+
+/// Replays, records and replays, or launches, as the verdict says.
+///
+/// # Safety
+/// The device's context is current; `launch` may be called with a stream that only
+/// records; what was recorded may run on the call's stream now.
+unsafe fn launch_or_record(
+    device: &Device,
+    call: &Call,
+    key: &Arc<replay::Key>,
+    verdict: &Verdict<Recording>,
+    launch: impl Fn(&Call) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let recording = match verdict {
+        Verdict::Replay(recording) => Some(Arc::clone(recording)),
+        Verdict::Keep => replay::keep(Arc::clone(key), replay::record(device, call, &launch)),
+        Verdict::Pass => None,
+    };
+    match recording {
+        // SAFETY: forwarded; it was recorded from a call with the same addresses
+        // (they are the key).
+        Some(recording) => unsafe { recording.launch(call) },
+        None => launch(call),
+    }
 }
 
 /// Puts steps on the call's stream, which orders them: they share buffers and
@@ -127,9 +170,12 @@ unsafe fn launch(steps: Vec<Launches>, device: &Device, call: &Call) -> Result<(
     let mut lanes = branches.then(|| Lanes::of(call.stream as CUstream)).flatten();
     let mut aside = *call;
     aside.workspace.data += main_bytes(&steps);
-    for step in steps {
+    for (index, step) in steps.into_iter().enumerate() {
+        // Behind the first, which waits for whoever made the operands, a layer's
+        // forward pass need not wait for the end of the one in front to begin.
+        let overlaps = index > 0 && lanes.is_none() && step.is_forward();
         // SAFETY: forwarded.
-        unsafe { step.run(device, call, &aside, lanes.as_mut()) }?;
+        unsafe { step.run(device, call, &aside, lanes.as_mut(), overlaps) }?;
     }
     lanes.map_or(Ok(()), Lanes::join)
 }
@@ -158,6 +204,11 @@ impl Launches {
         self.products[1].as_ref().is_some_and(Product::is_small)
     }
 
+    /// Whether it is one product alone, on the result of the step in front.
+    fn is_forward(&self) -> bool {
+        self.relu.is_none() && self.products[1].is_none()
+    }
+
     /// Scratch bytes of what is always on the main lane.
     fn main_bytes(&self) -> usize {
         let mask = self.relu.as_ref().map_or(0, ReluLaunch::scratch_bytes);
@@ -181,6 +232,7 @@ impl Launches {
         call: &Call,
         aside: &Call,
         mut lanes: Option<&mut Lanes>,
+        overlaps: bool,
     ) -> Result<(), Refusal> {
         let branches = self.branches();
         let mut masked = 0;
@@ -197,16 +249,19 @@ impl Launches {
         if let Some(second) = second {
             // SAFETY: forwarded; it comes behind the mask kernel, whose result
             // it reads, and the buffer is written again behind it.
-            let launch = |call| unsafe { second.run(device, call) };
+            let launch = |call| unsafe { second.run(device, call, false) };
             match lanes {
                 Some(lanes) if branches => lanes.aside(masked, || launch(aside))?,
                 _ => launch(if branches { aside } else { call })?,
             }
         }
         // SAFETY: as above.
-        first.map_or(Ok(()), |product| unsafe { product.run(device, call) })
+        first.map_or(Ok(()), |product| unsafe { product.run(device, call, overlaps) })
     }
 }
+
+/// A stream keeps scratch memory up to this; of more a call has its own.
+const KEPT_BYTES: usize = 80 << 20;
 
 /// What the caller must bring first, if anything.
 fn missing_workspace(
@@ -218,21 +273,25 @@ fn missing_workspace(
     if scratch == 0 {
         return None;
     }
-    let scope = if call.capturing() {
-        Scope::Capture
+    let bytes = Workspace::TICKET_BYTES + scratch;
+    let scope = if call.capturing() || bytes > KEPT_BYTES {
+        Scope::Call
     } else if tuning {
         Scope::Tuning
     } else {
         Scope::Stream
     };
     let private = scope != Scope::Stream;
-    let bytes = Workspace::TICKET_BYTES + scratch;
     if call.workspace.bytes >= bytes && (call.workspace.private || !private) {
         return None;
     }
-    // A stream's workspace is asked for once, as large as it can be needed;
-    // a capture's stays in the graph for its life, so no larger than needed.
-    let limit = device.gemm_workspace_limit.max(scratch) + Workspace::TICKET_BYTES;
-    let bytes = if scope == Scope::Capture { bytes } else { limit };
+    // A stream's workspace is asked for as large as it can be needed; a capture's
+    // stays in the graph for its life, so no larger than needed.
+    let usual = device.gemm_workspace_limit + Workspace::TICKET_BYTES;
+    let bytes = match scope {
+        Scope::Call => bytes,
+        _ if bytes <= usual => usual,
+        _ => KEPT_BYTES,
+    };
     Some(Outcome::NeedsWorkspace { bytes, scope })
 }

@@ -1,4 +1,7 @@
-//! From a [`Gemm`] to a ready-made cuBLASLt call.
+//! From a [`Gemm`] to a ready-made cuBLASLt call, or to a launch of our own kernel
+//! where that was timed to be faster.
+
+use std::fmt;
 
 use cudarc::cublaslt::sys;
 use cudarc::driver::sys::CUstream;
@@ -6,11 +9,37 @@ use cudarc::driver::sys::CUstream;
 use super::cublaslt::{self, CublasLt, MatrixLayout};
 use super::device::Device;
 use super::Refusal;
+use crate::plan::half::{self, Tiling};
 use crate::plan::layer::GemmData;
 use crate::plan::problem::{Dtype, Epilogue, Gemm, Math};
 
-/// An algorithm with the workspace it needs.
-pub type Algorithm = sys::cublasLtMatmulHeuristicResult_t;
+/// One way to do a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Algorithm {
+    /// cuBLASLt's, with the workspace it needs.
+    Library(cublaslt::Found),
+    /// `kernels/half_gemm.cu`.
+    Own(Tiling),
+}
+
+impl Algorithm {
+    /// Scratch bytes that it needs.
+    pub fn workspace_bytes(&self) -> usize {
+        match self {
+            Self::Library(found) => found.workspaceSize,
+            Self::Own(_) => 0,
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(_) => f.write_str("cuBLASLt's"),
+            Self::Own(tiling) => write!(f, "{tiling}"),
+        }
+    }
+}
 
 /// Algorithms asked of the heuristic at a time; it returns at most 8.
 const CANDIDATES: usize = 8;
@@ -33,11 +62,13 @@ pub struct GemmPlan {
     one: Scalar,
     zero: Scalar,
     fused_bias: bool,
+    gemm: Gemm,
     /// The algorithm in use.
     pub algorithm: Algorithm,
     /// Its place in the heuristic's lists.
     pub rank: usize,
-    /// The lists of all limits, best guess first; kept until the plan is tuned.
+    /// The lists of all limits, best guess first, then our own; kept until the plan
+    /// is tuned.
     pub candidates: Vec<Algorithm>,
 }
 
@@ -107,10 +138,20 @@ impl GemmPlan {
                 .algorithms(device.handle(), &mut description, layouts, &preference, CANDIDATES)
                 .unwrap_or_default(); // No algorithm: the other limits decide.
             for algorithm in found {
-                if candidates.iter().all(|known| known.algo.data != algorithm.algo.data) {
-                    candidates.push(algorithm);
+                let differs = |known: &Algorithm| match known {
+                    Algorithm::Library(known) => known.algo.data != algorithm.algo.data,
+                    Algorithm::Own(_) => true,
+                };
+                if candidates.iter().all(differs) {
+                    candidates.push(Algorithm::Library(algorithm));
                 }
             }
+        }
+        if let Ok(kernel) = &device.modules.half_gemm {
+            let ours = half::candidates(gemm, device.multiprocessors);
+            let ours = ours.into_iter().map(Algorithm::Own);
+            let at = if kernel.always { 0 } else { candidates.len() };
+            candidates.splice(at..at, ours);
         }
         // Not a failure: some shapes have no fused algorithm.
         let algorithm = *candidates
@@ -125,21 +166,30 @@ impl GemmPlan {
             one,
             zero: Scalar(0),
             fused_bias: gemm.epilogue.has_bias(),
+            gemm: *gemm,
             algorithm,
             rank: 0,
             candidates,
         })
     }
 
-    /// Puts the product on `stream`.
+    /// Whether it is a layer's forward pass, which may begin while the kernel in
+    /// front ends.
+    pub fn is_forward(&self) -> bool {
+        self.gemm.a.transposed && !self.gemm.b.transposed
+    }
+
+    /// Puts the product on `stream`; with `overlaps` it may begin while the kernel
+    /// in front ends, which must not write the weights.
     ///
     /// # Safety
     /// The device's context is current; every address is valid on it for the
     /// shapes of the plan until the stream has passed this point; `workspace`
-    /// has at least `algorithm.workspaceSize` bytes.
+    /// has at least the algorithm's bytes; `algorithm` was one of the plan's
+    /// candidates.
     ///
     /// # Errors
-    /// When cuBLASLt reports one.
+    /// When cuBLASLt or the driver reports one.
     pub unsafe fn launch(
         &self,
         device: &Device,
@@ -147,7 +197,16 @@ impl GemmPlan {
         data: GemmData,
         workspace: usize,
         stream: CUstream,
+        overlaps: bool,
     ) -> Result<(), Refusal> {
+        let algorithm = match (algorithm, &device.modules.half_gemm) {
+            (Algorithm::Library(found), _) => found,
+            (Algorithm::Own(tiling), Ok(kernel)) => {
+                // SAFETY: forwarded.
+                return unsafe { kernel.launch(&self.gemm, tiling, data, stream, overlaps) };
+            }
+            (Algorithm::Own(_), Err(reason)) => return Err(Refusal::failure(reason.clone())),
+        };
         let mut description = self.description;
         if self.fused_bias {
             set_bias(self.library, &mut description, data.bias)?;

@@ -1,8 +1,9 @@
 //! Runs plans on CUDA through cudarc: `call` (where a call runs), `device` (context,
 //! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
-//! `tune` (timing its algorithms), `relu_backward` and `small_mlp` (our kernels),
-//! `product` (one product with its plan), `exec` (one operator call), `replay`
+//! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
+//! `small_mlp`, `half_gemm` and `fp32` (our kernels), `tensor_map` (matrices as the
+//! copy engine sees them), `product` (one product with its plan), `exec` (one operator call), `replay`
 //! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -16,7 +17,10 @@ pub mod call;
 pub mod cublaslt;
 pub mod device;
 pub mod exec;
+pub mod fp32;
 pub mod gemm;
+pub mod half_gemm;
+pub mod kernel;
 pub mod lanes;
 pub mod modules;
 pub mod params;
@@ -24,6 +28,7 @@ pub mod product;
 pub mod relu_backward;
 pub mod replay;
 pub mod small_mlp;
+mod tensor_map;
 pub mod tune;
 
 /// Why our CUDA path does not answer a call; ATen does instead.
@@ -114,6 +119,6 @@ pub enum Scope {
     /// want one of the same size for the stream.
     Tuning,
     /// This call: the stream is being captured, and a replay must not share
-    /// scratch memory with whatever runs beside it.
-    Capture,
+    /// scratch memory with whatever runs beside it; or too much of it to keep.
+    Call,
 }

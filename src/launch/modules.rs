@@ -5,6 +5,8 @@ use std::ffi::CString;
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUfunction, CUmodule};
 
+use super::fp32::Fp32Kernels;
+use super::half_gemm::HalfGemm;
 use super::small_mlp::SmallMlp;
 use crate::plan::problem::Dtype;
 
@@ -29,6 +31,10 @@ pub struct Modules {
     pub missing: Option<String>,
     /// `kernels/fused_mlp.cu`, or why layers run one by one.
     pub small_mlp: Result<SmallMlp, String>,
+    /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
+    pub fp32: Result<Fp32Kernels, String>,
+    /// `kernels/half_gemm.cu`, or why cuBLASLt does all 16-bit products.
+    pub half_gemm: Result<HalfGemm, String>,
 }
 
 /// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
@@ -59,7 +65,9 @@ impl Modules {
             Ok(kernel) => (Some(kernel), None),
             Err(reason) => (None, Some(reason)),
         };
-        Self { relu_backward, missing, small_mlp: SmallMlp::load(capability) }
+        let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
+        let half_gemm = HalfGemm::load(capability);
+        Self { relu_backward, missing, small_mlp, fp32, half_gemm }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -150,9 +158,11 @@ mod tests {
         for image in IMAGES {
             assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
         }
-        // Its source names one target.
-        let mlp = |i: &&Image| i.kernel == "fused_mlp";
-        let targets: Vec<_> = IMAGES.iter().filter(mlp).map(|i| (i.capability, i.ptx)).collect();
-        assert!(IMAGES.is_empty() || targets == [(90, false)], "{targets:?}");
+        // Their sources name one target.
+        for kernel in ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward", "half_gemm"] {
+            let ours = IMAGES.iter().filter(|i| i.kernel == kernel);
+            let targets: Vec<_> = ours.map(|i| (i.capability, i.ptx)).collect();
+            assert!(IMAGES.is_empty() || targets == [(90, false)], "{kernel} {targets:?}");
+        }
     }
 }

@@ -94,6 +94,138 @@ pub struct MlpParams {
 
 const _: () = assert!(size_of::<MlpParams>() == 688, "params.h says 688");
 
+/// What `cuTensorMapEncodeTiled` writes; `TensorMap` of `kernels/common`.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TensorMap {
+    /// Its meaning is the driver's.
+    pub words: [u64; 16],
+}
+
+/// One product of `kernels/fp32_gemm.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fp32GemmParams {
+    /// Image of the right operand.
+    pub image: u64,
+    /// `[m]`, or 0.
+    pub bias: u64,
+    /// `[m, n]` with unit stride along its columns, or 0.
+    pub d: u64,
+    /// Where its image goes, or 0.
+    pub image_out: u64,
+    /// The left operand, for what is not finite.
+    pub left: u64,
+    /// Sums of the splits.
+    pub partial: u64,
+    /// Two a tile, zero before and after.
+    pub tickets: u64,
+    /// Elements from one row of the left operand to the next.
+    pub left_row: i64,
+    /// Elements from one k of the left operand to the next.
+    pub left_k: i64,
+    /// Elements from one column of `d` to the next.
+    pub d_col: i64,
+    /// Rows of `d`.
+    pub m: i32,
+    /// Columns of `d`.
+    pub n: i32,
+    /// Length of each sum.
+    pub k: i32,
+    /// 1 if a ReLU follows.
+    pub relu: i32,
+    /// Of 128 rows, rounded up to whole clusters.
+    pub row_tiles: i32,
+    /// Of as many columns as the kernel's name says.
+    pub col_tiles: i32,
+    /// Of k.
+    pub splits: i32,
+    /// 1 if the left operand is there before the kernel in front ends.
+    pub early: i32,
+}
+
+const _: () = assert!(size_of::<Fp32GemmParams>() == 112, "params.h says 112");
+
+/// See `kernels/fp32_pack.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fp32PackParams {
+    /// `[k, n]`, strides below.
+    pub right: u64,
+    /// Where its image goes.
+    pub image: u64,
+    /// Elements from one k to the next.
+    pub k_stride: i64,
+    /// Elements from one column to the next.
+    pub col_stride: i64,
+    /// Rows.
+    pub k: i32,
+    /// Columns.
+    pub n: i32,
+}
+
+const _: () = assert!(size_of::<Fp32PackParams>() == 40, "params.h says 40");
+
+/// See `kernels/fp32_relu_backward.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fp32ReluBackwardParams {
+    /// `[rows, cols]`, element strides below.
+    pub grad: u64,
+    /// `[rows, cols]`, dense, or 0.
+    pub output: u64,
+    /// Image for products that sum over columns, or 0.
+    pub over_cols: u64,
+    /// Image for products that sum over rows, or 0.
+    pub over_rows: u64,
+    /// `[cols]`, or 0.
+    pub bias_grad: u64,
+    /// `[splits, cols]` fp32.
+    pub partial: u64,
+    /// `[strips]`, zero before and after each launch.
+    pub tickets: u64,
+    /// Elements from one row of `grad` to the next.
+    pub grad_row_stride: i64,
+    /// Elements from one column of `grad` to the next.
+    pub grad_col_stride: i64,
+    /// Rows of one block, a multiple of 128.
+    pub rows_per_split: i64,
+    /// Rows of the gradient.
+    pub rows: i32,
+    /// Columns of the gradient.
+    pub cols: i32,
+}
+
+const _: () = assert!(size_of::<Fp32ReluBackwardParams>() == 88, "params.h says 88");
+
+/// One product of `kernels/half_gemm.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HalfGemmParams {
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// `[m, n]`, dense, where `by_map` is 0.
+    pub d: u64,
+    /// Rows of `d`.
+    pub m: i32,
+    /// Columns of `d`.
+    pub n: i32,
+    /// Length of each sum.
+    pub k: i32,
+    /// 1 if a ReLU follows.
+    pub relu: i32,
+    /// Tiles of rows.
+    pub row_tiles: i32,
+    /// 1 if the right operand is there before the kernel in front ends.
+    pub early: i32,
+    /// 1 if the rows of `d` start on 16 bytes.
+    pub by_map: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+const _: () = assert!(size_of::<HalfGemmParams>() == 48, "params.h says 48");
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
@@ -143,6 +275,11 @@ mod tests {
         assert_eq!(relu, declared("ReluBackwardParams"));
         assert_eq!(fields(&MlpLayer::default()), declared("MlpLayer"));
         assert_eq!(fields(&MlpParams::default()), declared("MlpParams"));
+        assert_eq!(fields(&Fp32GemmParams::default()), declared("Fp32GemmParams"));
+        assert_eq!(fields(&Fp32PackParams::default()), declared("Fp32PackParams"));
+        assert_eq!(fields(&HalfGemmParams::default()), declared("HalfGemmParams"));
+        let relu = fields(&Fp32ReluBackwardParams::default());
+        assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
     }
 }

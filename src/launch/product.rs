@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUstream;
 
 use super::call::Call;
 use super::device::Device;
-use super::gemm::GemmPlan;
+use super::gemm::{Algorithm, GemmPlan};
 use super::{tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;
 use crate::plan::layer::Stated;
@@ -84,21 +84,22 @@ impl Product {
     /// Scratch bytes that a run may need.
     pub fn workspace_bytes(&self) -> usize {
         match &self.plan {
-            Plan::Cached(entry) => entry.plan.algorithm.workspaceSize,
+            Plan::Cached(entry) => entry.plan.algorithm.workspace_bytes(),
             Plan::Untuned(plan) => {
-                plan.candidates.iter().map(|candidate| candidate.workspaceSize).max().unwrap_or(0)
+                plan.candidates.iter().map(Algorithm::workspace_bytes).max().unwrap_or(0)
             }
         }
     }
 
-    /// Puts the product on the call's stream.
+    /// Puts the product on the call's stream; with `overlaps` it may begin while the
+    /// kernel in front ends, which must not write the weights.
     ///
     /// # Safety
     /// As for [`GemmPlan::launch`], with a workspace of `workspace_bytes`.
     ///
     /// # Errors
     /// When cuBLASLt reports one.
-    pub unsafe fn run(self, device: &Device, call: &Call) -> Result<(), Refusal> {
+    pub unsafe fn run(self, device: &Device, call: &Call, overlaps: bool) -> Result<(), Refusal> {
         let stream = call.stream as CUstream;
         let workspace = call.workspace.data + Workspace::TICKET_BYTES;
         let Stated { gemm, data } = self.stated;
@@ -109,9 +110,10 @@ impl Product {
                 // timed it meanwhile: timed twice it could be chosen otherwise.
                 if let Some(entry) = PLANS_BY_GEMM.get(&gemm).filter(|entry| entry.settled) {
                     let _turn = call.workspace.turn();
+                    let GemmPlan { algorithm, .. } = &entry.plan;
                     // SAFETY: forwarded; its algorithm was among `plan`'s candidates.
                     return unsafe {
-                        entry.plan.launch(device, &entry.plan.algorithm, data, workspace, stream)
+                        entry.plan.launch(device, algorithm, data, workspace, stream, overlaps)
                     };
                 }
                 // SAFETY: forwarded; `prepare` saw that nothing is captured.
@@ -135,7 +137,10 @@ impl Product {
         let _turn = call.workspace.turn();
         // SAFETY: forwarded; a chosen algorithm needs no more workspace than
         // the largest candidate.
-        unsafe { entry.plan.launch(device, &entry.plan.algorithm, data, workspace, stream) }
+        unsafe {
+            let GemmPlan { algorithm, .. } = &entry.plan;
+            entry.plan.launch(device, algorithm, data, workspace, stream, overlaps)
+        }
     }
 }
 
@@ -153,8 +158,9 @@ fn log(gemm: &Gemm, plan: &GemmPlan, times: &[f32]) {
             }
             _ => "not timed".to_owned(),
         };
-        let workspace = plan.algorithm.workspaceSize;
-        format!("{gemm}: algorithm {} ({timed}), workspace {workspace} B", plan.rank)
+        let workspace = plan.algorithm.workspace_bytes();
+        let (rank, algorithm) = (plan.rank, plan.algorithm);
+        format!("{gemm}: {algorithm} algorithm {rank} ({timed}), workspace {workspace} B")
     });
 }
 

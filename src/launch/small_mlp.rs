@@ -4,13 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use cudarc::driver::result;
-use cudarc::driver::sys::{
-    self, CUfunction, CUfunction_attribute as FunctionAttribute, CUlaunchAttribute,
-    CUlaunchAttributeID, CUlaunchConfig, CUstream,
-};
+use cudarc::driver::sys::{CUfunction, CUstream};
 
 use super::call::Call;
+use super::kernel::{allow, Shape};
 use super::modules::Module;
 use super::params::{MlpLayer, MlpParams, MLP_LAYERS};
 use super::product::{log_line, logging};
@@ -48,69 +45,19 @@ impl SmallMlp {
         let mut clusters = Clusters::default();
         for variant in Variant::ALL {
             let function = module.function(variant.name())?;
-            for (attribute, value) in [
-                (
-                    FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    SHARED_BYTES as i32,
-                ),
-                (FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
-            ] {
-                // SAFETY: the function is of a module that stays loaded.
-                unsafe { result::function::set_function_attribute(function, attribute, value) }
-                    .map_err(|error| format!("setting up a kernel failed: {error:?}"))?;
-            }
+            allow(function, SHARED_BYTES)?;
             functions[variant.index()] = function;
             for (count, size) in clusters[variant.index()].iter_mut().zip(CLUSTER_SIZES) {
-                *count = at_once(function, variant, size);
+                *count = shape(variant, size, 1, SHARED_BYTES).clusters_at_once(function);
             }
         }
         Ok(Self { functions, clusters, failed: AtomicBool::new(false) })
     }
 }
 
-/// How many clusters run at a time; 0 where the device cannot say.
-fn at_once(function: CUfunction, variant: Variant, size: u32) -> u32 {
-    let mut count = 0;
-    let mut attribute = cluster_of(size);
-    let config =
-        config(&mut attribute, size, variant.threads(), SHARED_BYTES, std::ptr::null_mut());
-    // SAFETY: writes one number; the configuration and its one attribute
-    // outlive the call.
-    let status =
-        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut count, function, &raw const config) };
-    status.result().map_or(0, |()| u32::try_from(count).unwrap_or(0))
-}
-
-/// The attribute that groups blocks by `size`.
-fn cluster_of(size: u32) -> CUlaunchAttribute {
-    // SAFETY: integers and a union of plain data, for which zeros are valid.
-    let mut attribute: CUlaunchAttribute = unsafe { std::mem::zeroed() };
-    attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    attribute.value.clusterDim.x = size;
-    attribute.value.clusterDim.y = 1;
-    attribute.value.clusterDim.z = 1;
-    attribute
-}
-
-fn config(
-    attribute: &mut CUlaunchAttribute,
-    blocks: u32,
-    threads: u32,
-    shared: u32,
-    stream: CUstream,
-) -> CUlaunchConfig {
-    CUlaunchConfig {
-        gridDimX: blocks,
-        gridDimY: 1,
-        gridDimZ: 1,
-        blockDimX: threads,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: shared,
-        hStream: stream,
-        attrs: attribute,
-        numAttrs: 1,
-    }
+fn shape(variant: Variant, cluster: u32, clusters: u32, shared: u32) -> Shape {
+    let grid = (cluster * clusters, 1);
+    Shape { grid, threads: variant.threads(), cluster, shared, overlaps: false }
 }
 
 /// One launch that does a chain, decided but not made.
@@ -152,25 +99,15 @@ impl<'a> MlpLaunch<'a> {
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
         let Choice { variant, cluster, clusters, shared_bytes, .. } = self.choice;
-        let mut attribute = cluster_of(cluster);
-        let stream = call.stream as CUstream;
-        let config =
-            config(&mut attribute, cluster * clusters, variant.threads(), shared_bytes, stream);
-        let mut arguments = [(&raw const self.params).cast_mut().cast()];
+        let shape = shape(variant, cluster, clusters, shared_bytes);
+        let function = self.kernel.functions[variant.index()];
+        let arguments = [(&raw const self.params).cast_mut().cast()];
         // SAFETY: the parameter block is the one the kernel declares (params.rs
         // is held to params.h by a test) and is only read; the caller vouches
         // for the addresses in it; extents are those the kernel takes
-        // (plan::small_mlp); configuration and attribute outlive the call.
-        unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                self.kernel.functions[variant.index()],
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
-        .result()
-        .map_err(|error| Refusal::driver("launching fused_mlp", error))
+        // (plan::small_mlp).
+        unsafe { shape.launch(function, call.stream as CUstream, arguments) }
+            .map_err(|error| Refusal::driver("launching fused_mlp", error))
     }
 
     /// A launch failed: from now on the device's chains run layer by layer.

@@ -1,4 +1,4 @@
-//! Times cuBLASLt's algorithms for a problem on its first call.
+//! Times cuBLASLt's algorithms and our kernels for a problem on its first call.
 //!
 //! The heuristic's first guess is up to 2.35 times slower than its best on
 //! small TF32 products and 1.4 times on small fp32 ones (docs/performance.md).
@@ -83,10 +83,12 @@ pub unsafe fn fastest(
     let mut spent = 0.0;
     let mut launches = 1;
     for (rank, candidate) in plan.candidates.iter().enumerate() {
+        // Layers of a chain follow each other, as the launches of a graph do.
+        let overlaps = plan.is_forward();
         let launch = || {
             // SAFETY: forwarded from the caller; `bench.stream` runs behind
             // everything that was on `stream` (`Bench::new`).
-            unsafe { plan.launch(device, candidate, data, workspace, bench.stream) }
+            unsafe { plan.launch(device, candidate, data, workspace, bench.stream, overlaps) }
         };
         // Once outside the graph: loads the kernel, and shows what it refuses.
         if launch().is_err() {

@@ -62,6 +62,14 @@ pub struct Settings {
     pub deterministic: bool,
 }
 
+impl Settings {
+    /// fp32 with nothing given up.
+    #[must_use]
+    pub fn is_strict_fp32(&self) -> bool {
+        self.dtype == Dtype::F32 && self.math == Math::Strict
+    }
+}
+
 /// cuBLASLt takes its dimensions as 64-bit numbers but its kernels index with
 /// 32 bits.
 const MAX_EXTENT: i64 = i32::MAX as i64;

@@ -237,7 +237,7 @@ pub fn choose(
 const fn order(precision: Precision, widest: i64) -> &'static [(u8, u32, i64)] {
     const ANY: i64 = 1024; // More than `choose` admits.
     match (precision, widest > 256) {
-        (Precision::Bf16 | Precision::F16, true) => &[(1, 16, ANY), (2, 16, 260)],
+        (Precision::Bf16 | Precision::F16, true) => &[(1, 16, ANY)],
         (Precision::Tf32, true) => &[(1, 16, ANY), (1, 8, 250)],
         (Precision::F32, true) => &[(1, 16, 270)],
         (Precision::Bf16 | Precision::F16, false) => {
@@ -360,10 +360,10 @@ mod tests {
         for (rows, widths, [bf16, f16, tf32, f32]) in [
             (64, TINY, ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", "f32_r16 16"]),
             (256, TINY, ["bf16_r32 8", "f16_r32 8", "tf32_r32 8", "f32_r32 8"]),
-            (128, SMALL, ["bf16_r32 16", "f16_r32 16", "tf32_r16 8", ""]),
+            (128, SMALL, ["", "", "tf32_r16 8", ""]),
             (112, SMALL, ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", "f32_r16 16"]),
             (256, MEDIUM, [""; 4]),
-            (224, MEDIUM, ["bf16_r32 16", "f16_r32 16", "tf32_r16 8", ""]),
+            (224, MEDIUM, ["", "", "tf32_r16 8", ""]),
             (64, &[1024, 512, 512], ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", ""]),
             (128, &[1024, 512, 512], [""; 4]),
             (1, TINY, ["bf16_r16 16", "f16_r16 16", "", ""]),
@@ -371,7 +371,7 @@ mod tests {
             (64, &[37, 129, 63], ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", ""]),
             (16, &[37, 129, 63], [""; 4]),
             (113, &[37, 129, 63], [""; 4]),
-            (128, &[512; 3], ["bf16_r32 16", "f16_r32 16", "", ""]),
+            (128, &[512; 3], [""; 4]),
         ] {
             for ((dtype, math), want) in MODES.into_iter().zip([bf16, f16, tf32, f32]) {
                 let got = chosen(dtype, math, rows, widths)

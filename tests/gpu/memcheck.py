@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from support import fused, fused_backward, mlp_operands, operands, oracle
+from support import fused, fused_backward, mlp_operands, operands, oracle, split
 
 for dtype, (rows, cols) in itertools.product(
     (torch.float32, torch.float16, torch.bfloat16),
@@ -26,5 +26,16 @@ for dtype, tf32, (rows, widths) in itertools.product(
     arguments = mlp_operands((rows,), widths, dtype, "some")
     how = {"tf32": tf32} if dtype == torch.float32 else {"tensor_cores": True}
     oracle.assert_mlp(torch.ops.hypatia.fused_mlp(*arguments), *arguments, **how)
+# Strict fp32 on the tensor cores, for which the environment asks.
+torch.backends.cuda.matmul.allow_tf32 = False
+for rows, widths in [(200, (128, 260, 65)), (300, (64, 132, 200, 256))]:
+    x, weights, biases = mlp_operands((rows,), widths, torch.float32, "some")
+    y, activations = torch.ops.hypatia._fused_mlp_forward(x, weights, biases, True)
+    oracle.assert_mlp(y, x, weights, biases, relu_last=True)
+    dy, mask = torch.randn_like(y), [True] * (1 + 2 * len(weights))
+    backward = torch.ops.hypatia.fused_mlp_backward
+    grads = backward(dy, x, weights, activations, y, mask)
+    hidden = split(activations, x, weights)
+    oracle.assert_mlp_gradients(grads, dy, x, weights, hidden, y)
 torch.cuda.synchronize()
 print("sanitized run complete")

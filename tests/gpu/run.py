@@ -29,7 +29,7 @@ def python_tests():
     return result.testsRun - bad, bad
 
 
-def command(title, arguments, seconds=150, **env):
+def command(title, arguments, seconds=150, cwd=None, **env):
     """Runs one program; prints what it said only if it fails."""
     start = time.monotonic()
     process = subprocess.Popen(
@@ -38,6 +38,7 @@ def command(title, arguments, seconds=150, **env):
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **env},
+        cwd=cwd,
         start_new_session=True,
     )
     try:
@@ -79,22 +80,34 @@ def sanitizers():
             # timing algorithms would run hundreds of kernels more.
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
             HYPATIA_TUNE="0",
+            HYPATIA_FP32="tensor",
+            HYPATIA_HALF_GEMM="1",
         )
     ]
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not pathlib.Path(nvcc).exists():
         print("nvcc: not on this machine, so our kernels alone were not sanitized")
         return counts
+    import torch
+
     with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/relu_backward_test"
-        source = HERE / "kernels/relu_backward_test.cu"
-        flags = ["-std=c++17", "-arch=native", "-lineinfo", "-I", HERE.parents[1] / "kernels"]
-        counts.append(command("build kernel test", [nvcc, *flags, "-o", program, source]))
-        counts.append(command("kernel test", [program]))
-        for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-            counts.append(
-                command(f"compute-sanitizer {check}, kernels", [*under(check), program])
-            )
+        for source in sorted((HERE / "kernels").glob("*.cu")):
+            flags, hopper = ["-arch=native"], source.stem != "relu_backward_test"
+            if hopper:
+                if torch.cuda.get_device_capability() != (9, 0):
+                    continue
+                flags = ["-gencode", "arch=compute_90a,code=sm_90a"]
+            program, kernels = f"{folder}/{source.stem}", HERE.parents[1] / "kernels"
+            build = [nvcc, "-std=c++17", *flags, "-lineinfo", "-I", kernels, "-o", program, source]
+            counts.append(command(f"build {source.stem}", build))
+            counts.append(command(source.stem, [program]))
+            for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+                # It knows nothing of what the copy engine writes, and says so of
+                # every byte that is read behind it.
+                if hopper and check == "initcheck":
+                    continue
+                title = f"compute-sanitizer {check}, {source.stem}"
+                counts.append(command(title, [*under(check), program]))
     return counts
 
 
@@ -116,6 +129,24 @@ def main():
     if not options.sanitize:
         torch_dir = pathlib.Path(torch.__file__).parent
         counts.append(python_tests())
+        if torch.cuda.get_device_capability() == (9, 0):
+            counts.append(
+                command(
+                    "strict fp32 of every size on the tensor cores",
+                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains", "test_fp32"],
+                    cwd=HERE,
+                    HYPATIA_FP32="tensor",
+                )
+            )
+            counts.append(
+                command(
+                    "16-bit products by our kernel wherever it works",
+                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains"],
+                    cwd=HERE,
+                    HYPATIA_HALF_GEMM="1",
+                    HYPATIA_TUNE="0",
+                )
+            )
         counts += rust_tests(torch_dir)
         if not options.no_cpp:
             consumer = HERE.parent / "consumer/run.sh"

@@ -325,7 +325,10 @@ class Streams(unittest.TestCase):
         mlp(input, weights, biases), step(input, weights, biases, dy, True)
         before = count()
         mlp(input, weights, biases)
-        self.assertEqual(count() - before, 2)  # hidden results in turn, output
+        # Hidden results in turn, output; on the tensor cores, which strict fp32
+        # of this size uses where it is told to, no hidden results.
+        hidden = 0 if os.environ.get("HYPATIA_FP32") == "tensor" else 1
+        self.assertEqual(count() - before, hidden + 1)
         before = count()
         output, activations = mlp_forward(input, weights, biases, True)
         self.assertEqual(count() - before, 2)
@@ -343,7 +346,7 @@ class Streams(unittest.TestCase):
             for _ in range(5):
                 step(*case)
         names = [event.name for event in recorded.events()]
-        self.assertTrue(any("relu_backward_f32" in name for name in names), "no kernel of ours ran")
+        self.assertTrue(any("relu_backward" in name for name in names), "no kernel of ours ran")
         syncs = [n for n in names if "Synchronize" in n and "Device" not in n]
         mallocs = [n for n in names if "Malloc" in n or "MemAlloc" in n]
         self.assertEqual((syncs, mallocs), ([], []))

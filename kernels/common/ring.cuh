@@ -1,0 +1,45 @@
+// A ring of stages in shared memory, filled by the copy engine: one barrier
+// says that a stage is full, one that it is empty.
+#pragma once
+
+#include "cluster.cuh"
+
+namespace hypatia {
+
+template <int kStages, int kStageBytes>
+struct Ring {
+  static constexpr int kBytes = kStages * kStageBytes + 16 * kStages;
+
+  unsigned base;
+
+  // A position, with the parity of its round.
+  struct Turn {
+    int stage = 0;
+    unsigned parity = 0;
+    __device__ void next() {
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  };
+
+  __device__ unsigned data(int stage) const {
+    return base + stage * kStageBytes;
+  }
+  __device__ unsigned full(int stage) const {
+    return base + kStages * kStageBytes + 16 * stage;
+  }
+  __device__ unsigned empty(int stage) const { return full(stage) + 8; }
+
+  // By one thread, before others use it.
+  __device__ void make(int readers) const {
+    for (int stage = 0; stage < kStages; stage++) {
+      barrier_init(full(stage), 1);
+      barrier_init(empty(stage), readers);
+    }
+    barrier_init_fence();
+  }
+};
+
+}  // namespace hypatia

@@ -1,0 +1,76 @@
+//! How the copy engine finds tiles of a matrix.
+
+use cudarc::driver::sys::{
+    self, CUtensorMapDataType as DataType, CUtensorMapFloatOOBfill as Fill,
+    CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion,
+    CUtensorMapSwizzle as Swizzle,
+};
+
+use super::params::TensorMap;
+use super::Refusal;
+use crate::plan::problem::Dtype;
+
+/// A matrix as runs of contiguous elements, and the boxes it is read in.
+#[derive(Debug, Clone, Copy)]
+pub struct Boxes {
+    /// Address.
+    pub data: usize,
+    /// Of the elements.
+    pub dtype: Dtype,
+    /// Elements of a run.
+    pub run: i64,
+    /// How many runs.
+    pub runs: i64,
+    /// Elements from one to the next.
+    pub ld: i64,
+    /// Elements of a run and runs of a box; 64 or 128 bytes of a run, in which it
+    /// is swizzled.
+    pub size: [u32; 2],
+}
+
+impl Boxes {
+    /// The driver's description; what lies outside of the matrix reads as zero.
+    ///
+    /// # Errors
+    /// For what the driver does not take.
+    pub fn encode(&self) -> Result<TensorMap, Refusal> {
+        let data_type = match self.dtype {
+            Dtype::F32 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            Dtype::F16 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Dtype::Bf16 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let swizzle = if u64::from(self.size[0]) * self.dtype.size() == 64 {
+            Swizzle::CU_TENSOR_MAP_SWIZZLE_64B
+        } else {
+            Swizzle::CU_TENSOR_MAP_SWIZZLE_128B
+        };
+        let mut map = TensorMap::default();
+        let sizes = [self.run as u64, self.runs as u64];
+        let strides = [self.ld as u64 * self.dtype.size()];
+        let steps = [1, 1];
+        // SAFETY: writes one map, as large and aligned as the driver's own type
+        // (asserted below); the arrays have as many entries as dimensions say.
+        // The address is not followed.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                data_type,
+                2,
+                self.data as *mut std::ffi::c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                self.size.as_ptr(),
+                steps.as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|error| Refusal::driver("describing a matrix to the copy engine", error))?;
+        Ok(map)
+    }
+}
+
+const _: () = assert!(size_of::<TensorMap>() == size_of::<sys::CUtensorMap>());

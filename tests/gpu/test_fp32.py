@@ -1,0 +1,211 @@
+"""Strict fp32 on the tensor cores (kernels/fp32_*.cu): its error beside eager's,
+special values, gradients, scratch memory, capture, streams."""
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import unittest
+
+import torch
+import torch.nn.functional as F
+
+import fp32_data
+from support import LIBRARY, mlp_operands, oracle, split
+from test_chains import eager as eager_chain
+
+mlp = torch.ops.hypatia.fused_mlp
+mlp_forward = torch.ops.hypatia._fused_mlp_forward
+mlp_backward = torch.ops.hypatia.fused_mlp_backward
+LARGE = [(1024, 2048, 2048), (512, 4096, 4096), (1024, 2048, 784), (4096, 4096, 4096)]
+WIDTHS = (784, 2048, 2048, 1000)
+
+
+def gradients(x, weights, biases, dy):
+    """All gradients of ours."""
+    _, activations = mlp_forward(x, weights, biases, False)
+    mask = [True] * (1 + 2 * len(weights))
+    return mlp_backward(dy, x, weights, activations, None, mask)
+
+
+def autograd(forward, x, weights, biases, dy):
+    leaves = [t.detach().requires_grad_() for t in (x, *weights, *biases)]
+    count = len(weights)
+    y = forward(leaves[0], leaves[1 : 1 + count], leaves[1 + count :])
+    return torch.autograd.grad(y, leaves, dy)
+
+
+def relative(got, exact):
+    return ((got.double() - exact).norm() / exact.norm()).item()
+
+
+@unittest.skipIf(torch.cuda.get_device_capability() != (9, 0), "sm_90 only")
+class Fp32(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(0)
+
+    def test_is_used_where_it_should_be(self):
+        program = (
+            "import torch, support\n"
+            "from support import mlp_operands\n"
+            "for rows, widths in [(1024, (2048, 2048)), (64, (784, 256, 256, 12)), (512, (37, 4096))]:\n"
+            "    torch.ops.hypatia.fused_mlp(*mlp_operands((rows,), widths, torch.float32))\n"
+        )
+        for policy, wanted in [("", [1, 0, 0]), ("tensor", [1, 1, 0]), ("ieee", [0, 0, 0])]:
+            env = {**os.environ, "HYPATIA_LOG": "plan", "HYPATIA_FP32": policy}
+            env |= {"HYPATIA_LIBRARY": str(LIBRARY), "HYPATIA_ONE_LAUNCH": "0"}
+            folder = pathlib.Path(__file__).parent
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=folder, env=env, text=True, capture_output=True
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+            said = [line for line in done.stderr.splitlines() if "fp32 on the tensor cores: " in line]
+            self.assertEqual(len(said), sum(wanted), f"{policy!r}: {done.stderr}")
+
+    def test_no_more_error_than_eager(self):
+        for (m, n, k), (name, make) in itertools.product(LARGE, fp32_data.CLASSES.items()):
+            with self.subTest(f"{m} x {n} x {k}, {name}"):
+                ours, theirs = fp32_data.compare(fp32_data.linear, F.linear, *make(m, n, k))
+                self.assertLessEqual(ours[0], theirs[0])
+                self.assertLessEqual(ours[1], theirs[1])
+
+    def test_chains_against_fp64(self):
+        for rows, bias in [(1024, True), (1000, "some"), (513, False)]:
+            x, weights, biases = mlp_operands((rows,), WIDTHS, torch.float32, bias)
+            what = f"{rows} rows, bias {bias}"
+            oracle.assert_mlp(mlp(x, weights, biases), x, weights, biases, what=what)
+            y, activations = mlp_forward(x, weights, biases, False)
+            self.assertTrue(torch.equal(y, mlp(x, weights, biases)), what)
+            h = x
+            for part, w, b in zip(split(activations, x, weights), weights, biases):
+                oracle.assert_forward(part, h, w, b, what)
+                h = part
+
+    def test_gradients_have_no_more_error_than_eager(self):
+        x, weights, biases = mlp_operands((1024,), WIDTHS, torch.float32)
+        dy = torch.randn(1024, WIDTHS[-1], device="cuda")
+        double = [t.double() for t in (x, *weights, *biases)]
+        count = len(weights)
+        exact = autograd(
+            eager_chain, double[0], double[1 : 1 + count], double[1 + count :], dy.double()
+        )
+        ours = gradients(x, weights, biases, dy)
+        theirs = autograd(eager_chain, x, weights, biases, dy)
+        for i, (got, want, reference) in enumerate(zip(ours, exact, theirs)):
+            # Sums of columns are the same either way, but in another order.
+            slack = 1.5 if i > count else 1.0
+            self.assertLessEqual(relative(got, want), slack * relative(reference, want), i)
+
+    def test_partial_masks(self):
+        x, weights, biases = mlp_operands((512,), (2048, 2048, 2048), torch.float32)
+        _, activations = mlp_forward(x, weights, biases, False)
+        dy = torch.randn(512, 2048, device="cuda")
+        whole = mlp_backward(dy, x, weights, activations, None, [True] * 5)
+        for bits in itertools.product((False, True), repeat=5):
+            some = mlp_backward(dy, x, weights, activations, None, list(bits))
+            want = [g for g, bit in zip(whole, bits) if bit]
+            self.assertEqual(len(some), len(want))
+            for got, g in zip(some, want):
+                # Fewer products may be SGEMM's, sums of columns in another order.
+                self.assertLess(relative(got, g), 3e-6, bits)
+
+    def test_special_values_are_where_eager_has_them(self):
+        inf, nan, large = float("inf"), float("nan"), 3.4e38
+        x, weights, biases = mlp_operands((512,), (2048, 2048, 512), torch.float32)
+        w = weights[0]
+        x[3, 5], x[7, 9], x[20, 3], x[40, 1] = inf, nan, large, -inf
+        w[11, 2], w[5, 3], w[1], w[17, 8] = -inf, 3e30, w[1].round(), 0.0
+        biases[0][9] = inf
+        for layers in (1, 2):
+            arguments = x, weights[:layers], biases[:layers]
+            got, want = mlp(*arguments), eager_chain(*arguments)
+            self.assertTrue(torch.equal(got.isnan(), want.isnan()), layers)
+            infinite = want.isinf()
+            self.assertTrue(torch.equal(got.isinf(), infinite))
+            self.assertTrue(torch.equal(got[infinite], want[infinite]))
+            self.assertTrue(want.isnan().any() and infinite.any())
+        # Small ones: nothing is flushed above bf16's smallest parts.
+        tiny = torch.randn(512, 2048, device="cuda") * 1e-30
+        got, want = fp32_data.linear(tiny, w[100:]), tiny.double() @ w[100:].double().t()
+        self.assertLess(relative(got, want), 1e-6)
+
+    def test_the_same_bits_every_time_and_everywhere(self):
+        arguments = mlp_operands((1024,), WIDTHS, torch.float32)
+        dy = torch.randn(1024, WIDTHS[-1], device="cuda")
+        want = mlp(*arguments), *gradients(*arguments, dy)
+
+        def same(_):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    got = mlp(*arguments), *gradients(*arguments, dy)
+            stream.synchronize()
+            return all(torch.equal(a, b) for a, b in zip(got, want))
+
+        torch.cuda.synchronize()
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            self.assertTrue(all(threads.map(same, range(8))))
+
+    def test_threads_share_a_stream(self):
+        # What passes through scratch memory is one call's at a time.
+        problems = [mlp_operands((512,), (2048, 2048, n), torch.float32) for n in (512, 1024, 2048)]
+        wants = [mlp(*p) for p in problems]
+
+        def same(i):
+            return all(torch.equal(mlp(*problems[i % 3]), wants[i % 3]) for _ in range(20))
+
+        torch.cuda.synchronize()
+        with concurrent.futures.ThreadPoolExecutor(6) as threads:
+            self.assertTrue(all(threads.map(same, range(6))))
+
+    def test_capture(self):
+        x, weights, biases = mlp_operands((1024,), WIDTHS, torch.float32)
+        dy = torch.randn(1024, WIDTHS[-1], device="cuda")
+        mlp(x, weights, biases)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = mlp(x, weights, biases)
+            grads = gradients(x, weights, biases, dy)
+        for _ in range(2):
+            x.normal_()
+            weights[1].normal_(std=0.03)
+            graph.replay()
+            want = mlp(x, weights, biases), *gradients(x, weights, biases, dy)
+            self.assertTrue(all(torch.equal(a, b) for a, b in zip((y, *grads), want)))
+
+    def test_compiled_with_cuda_graphs(self):
+        # Alone in its process: the first call brings the stream's scratch memory
+        # while PyTorch warms up its graph, whose memory may keep nothing.
+        program = (
+            "import torch, support\n"
+            "from support import mlp_operands\n"
+            "x, weights, biases = mlp_operands((512,), (1024, 2048, 64), torch.float32)\n"
+            "mlp = torch.ops.hypatia.fused_mlp\n"
+            "compiled = torch.compile(lambda x: mlp(x, weights, biases), mode='reduce-overhead')\n"
+            "for _ in range(4):\n"
+            "    assert torch.equal(compiled(x).clone(), mlp(x, weights, biases))\n"
+        )
+        folder = pathlib.Path(__file__).parent
+        env = {**os.environ, "HYPATIA_LIBRARY": str(LIBRARY)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=folder, env=env, text=True, capture_output=True
+        )
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+
+    def test_large_scratch_memory_is_given_back(self):
+        x, weights, biases = mlp_operands((4096,), (4096, 4096), torch.float32)
+        mlp(x, weights, biases)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        y = mlp(x, weights, biases)
+        torch.cuda.synchronize()
+        self.assertEqual(torch.cuda.memory_allocated() - before, y.numel() * 4)
+        oracle.assert_mlp(y[:64], x[:64], weights, biases)
+
+    def test_many_rows(self):
+        x, weights, biases = mlp_operands((70_000,), (256, 256, 256, 4), torch.float32)
+        y = mlp(x, weights, biases)
+        for rows in (slice(0, 200), slice(69_900, 70_000)):
+            oracle.assert_mlp(y[rows], x[rows], weights, biases)

@@ -16,6 +16,8 @@ const SOURCES: &[&str] = &[
     "workspace",
     "cpu",
     "cpu_kernels",
+    "cpu_backward",
+    "cpu_matrix",
     "threads",
     "cuda",
     "cuda_mlp",

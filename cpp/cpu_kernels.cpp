@@ -7,6 +7,7 @@
 
 #include "cpp/check.h"
 #include "cpp/convert.h"
+#include "cpp/cpu_matrix.h"
 #include "cpp/threads.h"
 #include "hypatia/src/bridge/cpu.rs.h"
 
@@ -26,27 +27,6 @@ std::optional<CpuElement> element_of(const at::Tensor& t) {
     default:
       return std::nullopt;
   }
-}
-
-// Elements that the kernels can read. Memory that is not PyTorch's own may lie
-// at any address.
-bool readable(const at::Tensor& t) {
-  return t.is_cpu() && t.layout() == at::kStrided && t.numel() != 0 &&
-         address(t) % t.element_size() == 0;
-}
-
-bool has_unit_stride(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) == 1;
-}
-
-bridge::CpuMatrix as_rows(const at::Tensor& t) {
-  bridge::CpuMatrix matrix{};
-  matrix.data = address(t);
-  matrix.k = static_cast<size_t>(t.size(-1));
-  matrix.rows = static_cast<size_t>(t.numel()) / matrix.k;
-  const bool rows_apart = t.dim() == 2 && t.size(0) > 1;
-  matrix.stride = rows_apart ? static_cast<size_t>(t.stride(0)) : matrix.k;
-  return matrix;
 }
 
 // What the bridge is told of the layers, and the tensors behind it.
@@ -69,8 +49,7 @@ class Chain {
     }
     Chain chain;
     chain.element_ = *element;
-    const bool rows_as_they_are = input.dim() <= 2 && has_unit_stride(input);
-    chain.input_ = rows_as_they_are ? input : input.contiguous();
+    chain.input_ = rows_or_copy(input);
     chain.layers_.reserve(weights.size());
     for (size_t i = 0; i < weights.size(); ++i) {
       if (!readable(weights[i]) || !has_unit_stride(weights[i])) {

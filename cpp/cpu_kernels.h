@@ -3,8 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "cpp/mlp.h"
 
@@ -25,5 +27,17 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> mlp_forward(
 std::optional<at::Tensor> linear_relu(const at::Tensor& input,
                                       const at::Tensor& weight,
                                       const std::optional<at::Tensor>& bias);
+
+// The wanted gradients of fp32 chains, as fused_mlp_backward returns them.
+std::optional<std::vector<at::Tensor>> mlp_backward(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    at::TensorList weights, const at::Tensor& activations,
+    const std::optional<at::Tensor>& output, const MlpMask& mask);
+
+// Those of one layer and its ReLU; undefined where the mask says so.
+std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>>
+linear_relu_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                     const at::Tensor& weight, const at::Tensor& output,
+                     std::array<bool, 3> mask);
 
 }  // namespace hypatia::cpu_kernels

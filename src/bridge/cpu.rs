@@ -5,8 +5,10 @@
 // Addresses cross here; each block says who checked them.
 #![allow(unsafe_code)]
 
+use crate::cpu::backward::{self, Backward};
 use crate::cpu::element::Element;
 use crate::cpu::forward::{Forward, Kernels, Layer};
+use crate::cpu::isa::Isa;
 use crate::cpu::panels::Matrix;
 use crate::error::{guarded, Error};
 
@@ -39,9 +41,22 @@ pub mod ffi {
         output: usize,
     }
 
+    /// A layer of a backward pass in fp32; `output` 0 where no ReLU followed, gradients
+    /// 0 where nobody wants them.
+    #[derive(Clone, Copy)]
+    struct CpuLayerBackward {
+        weight: CpuMatrix,
+        input: CpuMatrix,
+        output: usize,
+        grad_weight: usize,
+        grad_bias: usize,
+    }
+
     extern "Rust" {
         /// One call: all layers on one input.
         type CpuForward;
+        /// One call: all gradients of a chain.
+        type CpuBackward;
 
         /// Whether kernels of ours take so many rows of that type, and as many products
         /// in the largest layer.
@@ -64,6 +79,27 @@ pub mod ffi {
 
         /// What one thread does; outputs are complete when all have returned.
         fn work(self: &CpuForward) -> Result<()>;
+
+        /// Whether kernels of ours take the gradients of fp32 layers; of the weights
+        /// their sizes count.
+        fn cpu_takes_backward(rows: usize, weights: &[CpuMatrix], threads: usize) -> bool;
+
+        /// Gradients of fp32 layers, the first one first; `threads` at most.
+        ///
+        /// # Safety
+        /// As for `cpu_forward`; `cpu_takes_backward` said yes.
+        unsafe fn cpu_backward(
+            grad_output: &CpuMatrix,
+            layers: &[CpuLayerBackward],
+            grad_input: usize,
+            threads: usize,
+        ) -> Result<Box<CpuBackward>>;
+
+        /// As many threads as the work is worth.
+        fn threads(self: &CpuBackward) -> usize;
+
+        /// What one thread does; gradients are complete when all have returned.
+        fn work(self: &CpuBackward) -> Result<()>;
     }
 }
 
@@ -105,13 +141,59 @@ impl CpuForward {
     }
 
     fn work(&self) -> Result<(), Error> {
-        guarded("fused_mlp", || {
-            if self.0.work() {
-                return Ok(());
-            }
-            Err(Error::Internal { op: "fused_mlp", message: "in another thread".into() })
-        })
+        complete("fused_mlp", || self.0.work())
     }
+}
+
+fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
+    let sizes = weights.iter().map(|weight| (weight.rows, weight.k));
+    Isa::best() != Isa::Scalar && backward::takes(rows, sizes, threads)
+}
+
+/// See `ffi::CpuBackward`.
+pub struct CpuBackward(Backward);
+
+unsafe fn cpu_backward(
+    grad_output: &ffi::CpuMatrix,
+    layers: &[ffi::CpuLayerBackward],
+    grad_input: usize,
+    threads: usize,
+) -> Result<Box<CpuBackward>, Error> {
+    guarded("fused_mlp_backward", || {
+        let of = |matrix: &ffi::CpuMatrix| matrix.of(Element::F32);
+        let layers = layers.iter().map(|layer| backward::Layer {
+            weight: of(&layer.weight),
+            input: of(&layer.input),
+            output: layer.output as *const f32,
+            grad_weight: layer.grad_weight as *mut f32,
+            grad_bias: layer.grad_bias as *mut f32,
+        });
+        let (grad_input, isa) = (grad_input as *mut f32, Isa::best());
+        // SAFETY: as in `cpu_forward`, of cpp/cpu_backward.cpp.
+        let backward =
+            unsafe { Backward::new(isa, of(grad_output), layers.collect(), grad_input, threads) };
+        Ok(Box::new(CpuBackward(backward)))
+    })
+}
+
+impl CpuBackward {
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+
+    fn work(&self) -> Result<(), Error> {
+        complete("fused_mlp_backward", || self.0.work())
+    }
+}
+
+/// Guards `work`, which says whether no thread failed.
+fn complete(op: &'static str, work: impl FnOnce() -> bool) -> Result<(), Error> {
+    guarded(op, || {
+        if work() {
+            return Ok(());
+        }
+        Err(Error::Internal { op, message: "in another thread".into() })
+    })
 }
 
 impl From<ffi::CpuElement> for Element {

@@ -7,6 +7,7 @@ mod blocks;
 mod few;
 mod tiles;
 
+pub(super) use blocks::tile_rows;
 pub use blocks::FEW_ROWS;
 
 use std::ops::Range;
@@ -135,7 +136,7 @@ impl Forward {
 }
 
 /// Part `i` of `parts` of `0..n`, in multiples of `unit`.
-fn part(n: usize, unit: usize, parts: usize, i: usize) -> Range<usize> {
+pub(super) fn part(n: usize, unit: usize, parts: usize, i: usize) -> Range<usize> {
     let units = n.div_ceil(unit);
     let at = |i: usize| (i * units / parts * unit).min(n);
     at(i)..at(i + 1)

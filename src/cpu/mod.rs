@@ -8,6 +8,8 @@ pub mod schedule;
 
 // Addresses of whoever calls: every function says what it relies on.
 #[allow(unsafe_code)]
+pub mod backward;
+#[allow(unsafe_code)]
 pub mod few_rows;
 #[allow(unsafe_code)]
 pub mod finish;

@@ -1,5 +1,6 @@
 """Kernels of ours on the CPU (src/cpu): fp32, fp16 and bfloat16, few rows and many."""
 
+import itertools
 import json
 
 import pytest
@@ -144,6 +145,87 @@ def test_training_agrees_with_eager(rows):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+def gradients(x, weights, biases, dy, relu_last=False, mask=None):
+    """(input, activations, output) of the forward call, then all that `mask` wants."""
+    output, activations = mlp_forward(x, weights, biases, relu_last)
+    mask = mask or [True] * (1 + 2 * len(weights))
+    y = output if relu_last else None
+    return torch.ops.hypatia.fused_mlp_backward(dy, x, weights, activations, y, mask)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="needs AVX2")
+def test_where_gradients_run():
+    x, weights, biases = mlp_operands([40], [20, 30, 6])
+    dy = rand(40, 6)
+    assert not products(lambda: gradients(x, weights, biases, dy))
+    assert not products(lambda: gradients(x, weights, biases, dy, True))
+    assert products(lambda: gradients(x[:2], weights, biases, dy[:2])), "few rows"
+    half = [t.half() for t in weights], [t.half() for t in biases]
+    assert products(lambda: gradients(x.half(), *half, dy.half()))
+
+
+@pytest.mark.parametrize("rows", [4, 40, 64, 300])
+@pytest.mark.parametrize("relu_last", [False, True])
+def test_threads_change_no_bit_of_a_gradient(rows, relu_last):
+    x, weights, biases = mlp_operands([rows], [500, 417, 64, 10])
+    dy = rand(rows, 10)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(gradients(x, weights, biases, dy, relu_last))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(other, results[0]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("relu_last", [False, True])
+def test_any_strides_and_masks_of_gradients(relu_last):
+    """The same bits however operands lie and whatever else is wanted."""
+    x, weights, biases = mlp_operands([36], [40, 33, 12])
+    dy = rand(36, 12)
+    want = gradients(x, weights, biases, dy, relu_last)
+    wide = rand(36, 64)
+    wide[:, 3:43] = x
+    forms = [
+        (wide[:, 3:43], weights, dy),
+        (x.t().contiguous().t(), weights, dy),
+        (x, [w.t().contiguous().t() for w in weights], dy),
+        (x, weights, dy.t().contiguous().t()),
+        (x.view(3, 12, 40), weights, dy.view(3, 12, 12)),
+    ]
+    _, activations = mlp_forward(x, weights, biases, relu_last)
+    y = mlp(x, weights, biases, relu_last) if relu_last else None
+    backward = torch.ops.hypatia.fused_mlp_backward
+    for a, ws, g in forms:
+        out = y.view(g.shape) if relu_last else None
+        got = backward(g, a, ws, activations, out, [True] * 5)
+        assert all(torch.equal(p.reshape(q.shape), q) for p, q in zip(got, want))
+    for bits in itertools.product((False, True), repeat=5):
+        got = backward(dy, x, weights, activations, y, list(bits))
+        kept = [q for q, bit in zip(want, bits) if bit]
+        assert len(got) == len(kept) and all(torch.equal(p, q) for p, q in zip(got, kept))
+    scalar = torch.ones(()).expand(36, 12)
+    got = backward(scalar, x, weights, activations, y, [True] * 5)
+    dense = backward(torch.ones(36, 12), x, weights, activations, y, [True] * 5)
+    assert all(torch.equal(p, q) for p, q in zip(got, dense))
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_gradients_behind_special_values(rows):
+    """NaN passes the mask, as threshold_backward has it."""
+    x, w, dy = rand(rows, 20), rand(6, 20), rand(rows, 6)
+    y = rand(rows, 6)
+    y[0, 0], y[1, 1], y[2, 2], y[3, 3] = float("nan"), float("inf"), 0.0, -0.0
+    got = torch.ops.hypatia.fused_linear_relu_backward(dy, x, w, y, [True] * 3)
+    masked = torch.ops.aten.threshold_backward(dy, y, 0)
+    torch.testing.assert_close(got[2], masked.sum(0))
+    torch.testing.assert_close(got[0], masked @ w)
+    torch.testing.assert_close(got[1], masked.t() @ x)
+
+
 WITHIN = """
 import torch, support
 from torch.utils.data import DataLoader
@@ -183,6 +265,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for relu_last in (False, True):
             x, ws, bs = support.mlp_operands([rows], [75, 64, 130, 9], dtype, bias="some")
             oracle.assert_mlp(support.mlp(x, ws, bs, relu_last), x, ws, bs, relu_last)
+    x, w, b = support.rand(rows, 75), support.rand(64, 75), support.rand(64)
+    y, dy = support.fused(x, w, b), support.rand(rows, 64)
+    got = torch.ops.hypatia.fused_linear_relu_backward(dy, x, w, y, [True] * 3)
+    oracle.assert_gradients(got, dy, x, w, y)
 """,
         value,
     )

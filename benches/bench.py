@@ -1,6 +1,7 @@
 """Benchmarks with their baselines in the same run.
 
     python benches/bench.py [--quick] [--modes bf16,fp32] [--against compile,jax] [--json FILE]
+    python benches/bench.py --device cpu --against frozen,jit,onednn [--batch 1]
 
 Parts: `inference` and `training` (the nine MLPs: eager, torch._addmm_activation,
 a chain of our single operators, one call of fused_mlp; wall time in a Python
@@ -10,6 +11,7 @@ gradients of the input and all parameters. `benches/plot.py` draws the JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -32,6 +34,7 @@ def arguments():
     parser.add_argument("--models", default=None, help="of " + ",".join(m.name for m in models.MLPS))
     parser.add_argument("--parts", default="inference,training,single")
     parser.add_argument("--against", default="", help="of " + ",".join(contenders.OTHERS) + ", besides")
+    parser.add_argument("--batch", type=int, default=None, help="rows in place of the models' own")
     parser.add_argument("--json", type=Path, default=None, help="write every figure there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -56,7 +59,7 @@ def whole(part, mlp, mode, rate, args):
         t.requires_grad_()
     names = [name for name in contenders.FORWARDS if not (training and name == "act")]
     names += [name for name in args.against.split(",") if name]
-    rounds = (7 if args.quick else 15) if cuda else 5
+    rounds = (7 if args.quick else 15) if cuda else 9
     target = 1500 if cuda else 20_000
     row = {"part": part, "model": mlp.name, "mode": mode}
     with torch.set_grad_enabled(training):
@@ -93,7 +96,11 @@ def show(row):
                 f"{name} {us:.1f}" + (f" ({ratios[name]:.2f}x)" if name in ratios else "")
                 for name, us in figures.items()
             )
-            share = f"  {row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of mm" if kind == "captured" else ""
+            share = ""
+            if kind == "captured":
+                share = f"  {row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of mm"
+            elif "captured" not in row:
+                share = f"  {row['tflops'] * 1e3:.0f} GFLOP/s, {row['tflops'] * 1e12 / peak_rate():.0%} of the FMA peak"
             print(f"{row['part']:10}{row['model']:13}{row['mode']:5} {kind:9}{text}{share}", flush=True)
 
 
@@ -134,6 +141,12 @@ def describe(args):
     return f"{name}, torch {torch.__version__}, hypatia {info['version']} ({info['git_revision']})"
 
 
+def peak_rate():
+    """FLOP/s of fp32 FMAs on all threads, as the library measured it on one."""
+    cpu = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]
+    return cpu["fma_gflops"] * 1e9 * torch.get_num_threads()
+
+
 def main():
     args = arguments()
     library = os.environ.get("HYPATIA_LIBRARY", ROOT / "target/release/libhypatia.so")
@@ -141,9 +154,14 @@ def main():
     cuda = args.device == "cuda"
     modes = args.modes.split(",") if args.modes else (list(models.MODES) if cuda else ["fp32", "bf16"])
     print(describe(args))
+    peak = peak_rate()
+    if not cuda:
+        print(f"the CPU's FMA peak, measured: {peak * 1e-9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
     rows = []
     parts = args.parts.split(",")
     mlps = [m for m in models.MLPS if args.models is None or m.name in args.models.split(",")]
+    if args.batch:
+        mlps = [dataclasses.replace(m, name=m.name.rsplit("-")[0] + f"-{args.batch}", batch=args.batch) for m in mlps]
     if args.quick and not cuda:
         mlps = mlps[:5]
     for mode in modes:

@@ -21,7 +21,9 @@ FORWARDS = {
 }
 # Asked for with --against: they compile for seconds to minutes a model.
 COMPILED = {"compile": None, "autotune": "max-autotune"}
-OTHERS = [*COMPILED, "jax"]
+# What PyTorch has for the CPU's inference: weights that are constants.
+FROZEN = ["frozen", "jit", "onednn"]
+OTHERS = [*COMPILED, "jax", *FROZEN]
 
 
 def forward_of(name, captured):
@@ -40,6 +42,8 @@ def inference(name, inputs, captured=False):
     """Calls for `inputs`, a list of (x, parameters, grad_output)."""
     if name == "jax":
         return jax_calls(inputs, training=False)
+    if name in FROZEN:
+        return [frozen_call(name, x, p) for x, p, _ in inputs]
     forward = forward_of(name, captured)
     return [lambda x=x, p=p: forward(x, p) for x, p, _ in inputs]
 
@@ -56,6 +60,43 @@ def training(name, inputs, captured=False):
         return torch.autograd.grad(forward(x, parameters), leaves, grad_output)
 
     return [lambda i=i: call(*i) for i in inputs]
+
+
+def module_of(parameters):
+    """The MLP as a module in evaluation mode."""
+    modules = []
+    for w, b in parameters:
+        layer = torch.nn.Linear(*reversed(w.shape), dtype=w.dtype)
+        layer.weight, layer.bias = (torch.nn.Parameter(t, requires_grad=False) for t in (w, b))
+        modules += [layer, torch.nn.ReLU()]
+    return torch.nn.Sequential(*modules[:-1]).eval()
+
+
+def frozen_call(name, x, parameters):
+    """torch.compile with freezing, `optimize_for_inference`, or oneDNN's own linear +
+    ReLU on weights that it packed."""
+    if name == "frozen":
+        import torch._inductor.config as inductor
+
+        torch._dynamo.reset()
+        compiled = torch.compile(module_of(parameters))
+        with inductor.patch(freezing=True):
+            compiled(x)
+        return lambda: compiled(x)
+    if name == "jit":
+        traced = torch.jit.trace(module_of(parameters), x)
+        optimized = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        return lambda: optimized(x)
+    mkldnn = torch.ops.mkldnn
+    packed = [(mkldnn._reorder_linear_weight(w, x.shape[0]), b) for w, b in parameters]
+
+    def call():
+        h = x
+        for w, b in packed[:-1]:
+            h = mkldnn._linear_pointwise(h, w, b, "relu", [], "")
+        return mkldnn._linear_pointwise(h, *packed[-1], "none", [], "")
+
+    return call
 
 
 def has_jax():

@@ -15,6 +15,10 @@ const SOURCES: &[&str] = &[
     "convert",
     "workspace",
     "cpu",
+    "cpu_kernels",
+    "cpu_backward",
+    "cpu_matrix",
+    "threads",
     "cuda",
     "cuda_mlp",
     "report",
@@ -55,8 +59,13 @@ const SOURCES: &[&str] = &[
 ];
 
 /// Every file with a cxx bridge.
-const BRIDGES: [&str; 4] =
-    ["src/bridge.rs", "src/bridge/archive.rs", "src/bridge/graph.rs", "src/bridge/module.rs"];
+const BRIDGES: [&str; 5] = [
+    "src/bridge.rs",
+    "src/bridge/archive.rs",
+    "src/bridge/cpu.rs",
+    "src/bridge/graph.rs",
+    "src/bridge/module.rs",
+];
 
 /// Compiles and links.
 pub fn compile(root: &Path, torch: &LibTorch) {

@@ -1,5 +1,5 @@
-// The operators in ATen's own operations: the CPU path, the oracle of every
-// other path, what CUDA falls back to, and what derivatives are written in.
+// The operators in ATen's own operations: what every device falls back to, and
+// what derivatives are written in.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,4 @@
-// fused_mlp in ATen's own operations, as composite.h for one layer: the CPU
-// path, what CUDA falls back to, and what derivatives are written in.
+// fused_mlp in ATen's own operations, as composite.h for one layer.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::missing_safety_doc)]
 
 pub mod archive;
+pub mod cpu;
 pub mod crash;
 pub mod graph;
 pub mod module;

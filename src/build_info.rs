@@ -1,6 +1,7 @@
 //! The JSON behind `hypatia::build_info`, `hypatia_build_info` and
 //! [`crate::build_info`].
 
+use crate::cpu::{isa, scratch};
 use crate::launch;
 
 /// Version, LibTorch, kernels, CPU features and revision of this library.
@@ -14,7 +15,7 @@ pub fn json() -> String {
             "{{\"version\": {}, \"abi_version\": {}, \"libtorch\": {}, ",
             "\"git_revision\": {}, \"cuda_archs\": {}, \"cuda_kernels\": {}, ",
             "\"strict_fp32\": {}, \"cublaslt\": {}, \"gemm_plans\": {}, \"recordings\": {}, ",
-            "\"cpu_features\": {}}}"
+            "\"cpu_features\": {}, \"cpu_kernels\": {}}}"
         ),
         quoted(env!("CARGO_PKG_VERSION")),
         crate::ABI_VERSION,
@@ -27,6 +28,25 @@ pub fn json() -> String {
         launch::product::plans_kept(),
         launch::replay::recordings_kept(),
         list(cpu_features().into_iter()),
+        cpu_kernels(),
+    )
+}
+
+/// What the CPU kernels are made of, the rates that decided it, and the memory that
+/// they keep between calls.
+fn cpu_kernels() -> String {
+    let choice = isa::bf16();
+    format!(
+        concat!(
+            "{{\"isa\": {}, \"bf16\": {}, \"fma_gflops\": {:.1}, \"bf16_dot_gflops\": {:.1}, ",
+            "\"scratch_bytes\": {}, \"scratch_limit\": {}}}"
+        ),
+        quoted(isa::Isa::best().name()),
+        quoted(choice.bf16.name()),
+        choice.fma,
+        choice.dot,
+        scratch::kept(),
+        scratch::MOST_KEPT,
     )
 }
 

@@ -25,6 +25,7 @@
 //! |---|---|
 //! | [`error`] | the one error type; its text is user interface |
 //! | [`plan`] | problems, checks, layers, grids, the plan cache; no CUDA, no LibTorch |
+//! | [`cpu`] | kernels on the CPU and how work is divided; no LibTorch |
 //! | [`graph`] | the optimizer of TorchScript graphs: records in, steps out |
 //! | [`launch`] | cuBLASLt and our kernels on LibTorch's stream |
 //! | [`bridge`] | the cxx bridge to `cpp/` |
@@ -32,7 +33,8 @@
 //! | [`capi`] | the C ABI |
 //! | [`cli`] | the command `hypatia-opt` |
 //!
-//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi, cli`.
+//! Dependencies go one way: `error ← plan ← launch ← bridge ← capi, cli`,
+//! and `cpu ← bridge`.
 
 #[cfg(feature = "libtorch")]
 pub mod bridge;
@@ -41,6 +43,7 @@ pub mod build_info;
 #[cfg(feature = "libtorch")]
 pub mod capi;
 pub mod cli;
+pub mod cpu;
 pub mod error;
 pub mod graph;
 #[cfg(feature = "libtorch")]

@@ -1,6 +1,7 @@
 """The command hypatia-opt: what it writes and prints. Errors: test_hypatia_opt_errors.py."""
 
 import json
+import re
 import subprocess
 import zipfile
 
@@ -400,5 +401,7 @@ def test_the_check_starts_from_the_file_whatever_running_changes(tmp_path):
             return torch.relu(self.first(x)) * self.calls
 
     path, out = save(Counting(), tmp_path / "m.pt"), tmp_path / "o.pt"
-    assert "absolute   0.00e0" in opt_ok(path, "-o", out, "--check")
+    # A buffer that ran ahead would double the results.
+    text = opt_ok(path, "-o", out, "--check")
+    assert float(re.search(r"absolute +(\S+)", text)[1]) < 1e-5
     assert torch.jit.load(str(out)).calls == 0

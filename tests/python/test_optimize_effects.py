@@ -277,7 +277,9 @@ class ParameterWritten(Two):
 class Running(Two):
     def __init__(self):
         super().__init__()
-        self.norm = nn.BatchNorm1d(6)
+        # Of a column that is nearly constant a norm makes its rounding errors;
+        # this eps does not.
+        self.norm = nn.BatchNorm1d(6, eps=0.5)
 
     def forward(self, x):
         return F.relu(self.norm(self.a(x))) + F.relu(self.norm(F.relu(self.b(x))))

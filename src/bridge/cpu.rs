@@ -1,0 +1,214 @@
+//! What C++ calls of `crate::cpu`: a chain is described once, then worked off by as
+//! many of LibTorch's threads as it is worth.
+// cxx's generated items; the declarations below are documented.
+#![allow(missing_docs, clippy::missing_safety_doc)]
+// Addresses cross here; each block says who checked them.
+#![allow(unsafe_code)]
+
+use crate::cpu::backward::{self, Backward};
+use crate::cpu::element::Element;
+use crate::cpu::forward::{Forward, Kernels, Layer};
+use crate::cpu::isa::Isa;
+use crate::cpu::panels::Matrix;
+use crate::error::{guarded, Error};
+
+#[cxx::bridge(namespace = "hypatia::bridge")]
+pub mod ffi {
+    /// Element type, as C++ names it.
+    #[derive(Clone, Copy)]
+    enum CpuElement {
+        F32,
+        F16,
+        Bf16,
+    }
+
+    /// A matrix in memory with unit stride along K.
+    #[derive(Clone, Copy)]
+    struct CpuMatrix {
+        data: usize,
+        stride: usize,
+        rows: usize,
+        k: usize,
+    }
+
+    /// `output = input · weightᵀ + bias`, then ReLU if `relu`; `bias` 0 for none,
+    /// `output` 0 in front of the last layer where nobody wants it.
+    #[derive(Clone, Copy)]
+    struct CpuLayer {
+        weight: CpuMatrix,
+        bias: usize,
+        relu: bool,
+        output: usize,
+    }
+
+    /// A layer of a backward pass in fp32; `output` 0 where no ReLU followed, gradients
+    /// 0 where nobody wants them.
+    #[derive(Clone, Copy)]
+    struct CpuLayerBackward {
+        weight: CpuMatrix,
+        input: CpuMatrix,
+        output: usize,
+        grad_weight: usize,
+        grad_bias: usize,
+    }
+
+    extern "Rust" {
+        /// One call: all layers on one input.
+        type CpuForward;
+        /// One call: all gradients of a chain.
+        type CpuBackward;
+
+        /// Whether kernels of ours take so many rows of that type, and as many products
+        /// in the largest layer.
+        fn cpu_takes(element: CpuElement, rows: usize, products: usize) -> bool;
+
+        /// `layers` in turn, each on the output of the one before; `threads` at most.
+        ///
+        /// # Safety
+        /// Every address is valid for its shape and aligned for its element while
+        /// the result lives; no size is 0; `cpu_takes` said yes.
+        unsafe fn cpu_forward(
+            element: CpuElement,
+            input: &CpuMatrix,
+            layers: &[CpuLayer],
+            threads: usize,
+        ) -> Result<Box<CpuForward>>;
+
+        /// As many threads as the work is worth.
+        fn threads(self: &CpuForward) -> usize;
+
+        /// What one thread does; outputs are complete when all have returned.
+        fn work(self: &CpuForward) -> Result<()>;
+
+        /// Whether kernels of ours take the gradients of fp32 layers; of the weights
+        /// their sizes count.
+        fn cpu_takes_backward(rows: usize, weights: &[CpuMatrix], threads: usize) -> bool;
+
+        /// Gradients of fp32 layers, the first one first; `threads` at most.
+        ///
+        /// # Safety
+        /// As for `cpu_forward`; `cpu_takes_backward` said yes.
+        unsafe fn cpu_backward(
+            grad_output: &CpuMatrix,
+            layers: &[CpuLayerBackward],
+            grad_input: usize,
+            threads: usize,
+        ) -> Result<Box<CpuBackward>>;
+
+        /// As many threads as the work is worth.
+        fn threads(self: &CpuBackward) -> usize;
+
+        /// What one thread does; gradients are complete when all have returned.
+        fn work(self: &CpuBackward) -> Result<()>;
+    }
+}
+
+/// See `ffi::CpuForward`.
+pub struct CpuForward(Forward);
+
+fn cpu_takes(element: ffi::CpuElement, rows: usize, products: usize) -> bool {
+    Kernels::best(element.into(), rows, products).is_some()
+}
+
+unsafe fn cpu_forward(
+    element: ffi::CpuElement,
+    input: &ffi::CpuMatrix,
+    layers: &[ffi::CpuLayer],
+    threads: usize,
+) -> Result<Box<CpuForward>, Error> {
+    guarded("fused_mlp", || {
+        let element = Element::from(element);
+        let of = |layer: &ffi::CpuLayer| input.rows * layer.weight.rows * layer.weight.k;
+        let products = layers.iter().map(of).max().unwrap_or(0);
+        let kernels = Kernels::best(element, input.rows, products).expect("asked for by cpu_takes");
+        let layers = layers.iter().map(|layer| Layer {
+            weight: layer.weight.of(element),
+            bias: layer.bias as *const u8,
+            relu: layer.relu,
+            output: layer.output as *mut u8,
+        });
+        // SAFETY: cpp/cpu_kernels.cpp describes tensors that it holds until the work
+        // is done, and checked their types, sizes, strides and alignment.
+        let forward =
+            unsafe { Forward::new(kernels, input.of(element), layers.collect(), threads) };
+        Ok(Box::new(CpuForward(forward)))
+    })
+}
+
+impl CpuForward {
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+
+    fn work(&self) -> Result<(), Error> {
+        complete("fused_mlp", || self.0.work())
+    }
+}
+
+fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
+    let sizes = weights.iter().map(|weight| (weight.rows, weight.k));
+    Isa::best() != Isa::Scalar && backward::takes(rows, sizes, threads)
+}
+
+/// See `ffi::CpuBackward`.
+pub struct CpuBackward(Backward);
+
+unsafe fn cpu_backward(
+    grad_output: &ffi::CpuMatrix,
+    layers: &[ffi::CpuLayerBackward],
+    grad_input: usize,
+    threads: usize,
+) -> Result<Box<CpuBackward>, Error> {
+    guarded("fused_mlp_backward", || {
+        let of = |matrix: &ffi::CpuMatrix| matrix.of(Element::F32);
+        let layers = layers.iter().map(|layer| backward::Layer {
+            weight: of(&layer.weight),
+            input: of(&layer.input),
+            output: layer.output as *const f32,
+            grad_weight: layer.grad_weight as *mut f32,
+            grad_bias: layer.grad_bias as *mut f32,
+        });
+        let (grad_input, isa) = (grad_input as *mut f32, Isa::best());
+        // SAFETY: as in `cpu_forward`, of cpp/cpu_backward.cpp.
+        let backward =
+            unsafe { Backward::new(isa, of(grad_output), layers.collect(), grad_input, threads) };
+        Ok(Box::new(CpuBackward(backward)))
+    })
+}
+
+impl CpuBackward {
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+
+    fn work(&self) -> Result<(), Error> {
+        complete("fused_mlp_backward", || self.0.work())
+    }
+}
+
+/// Guards `work`, which says whether no thread failed.
+fn complete(op: &'static str, work: impl FnOnce() -> bool) -> Result<(), Error> {
+    guarded(op, || {
+        if work() {
+            return Ok(());
+        }
+        Err(Error::Internal { op, message: "in another thread".into() })
+    })
+}
+
+impl From<ffi::CpuElement> for Element {
+    fn from(element: ffi::CpuElement) -> Self {
+        match element {
+            ffi::CpuElement::F16 => Self::F16,
+            ffi::CpuElement::Bf16 => Self::Bf16,
+            _ => Self::F32,
+        }
+    }
+}
+
+impl ffi::CpuMatrix {
+    fn of(self, element: Element) -> Matrix {
+        let Self { data, stride, rows, k } = self;
+        Matrix { data: data as *const u8, stride, rows, k, element }
+    }
+}

@@ -1,0 +1,155 @@
+//! Finishing in AVX-512; for AVX2 the portable code, compiled for it.
+
+use std::arch::x86_64::*;
+
+use super::super::element::Element;
+use super::super::panels::x86::turn;
+use super::super::panels::{steps, width, VECTOR};
+use super::{Finish, Math, Place, Sums, LANES};
+
+/// # Safety
+/// As for `finish::tile`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn tile_avx2(finish: &Finish, place: Place, sums: &mut Sums) {
+    // SAFETY: forwarded.
+    unsafe { super::portable(finish, place, sums) }
+}
+
+/// # Safety
+/// As for `finish::tile`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn tile_avx512(finish: &Finish, place: Place, sums: &mut Sums) {
+    let vectors = width(finish.rows, place.panel) / VECTOR;
+    let element = finish.element;
+    for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {
+        // SAFETY: the column exists; a row of sums has two vectors.
+        unsafe {
+            let bias = if finish.bias.is_null() {
+                None
+            } else {
+                let at = finish.bias.add((place.column + i) * element.size());
+                Some(_mm512_set1_ps(element.read(at)))
+            };
+            for n in 0..vectors {
+                let at = sums.as_mut_ptr().add(VECTOR * n);
+                let mut value = _mm512_loadu_ps(at);
+                if let Some(bias) = bias {
+                    value = _mm512_add_ps(value, bias);
+                }
+                if finish.relu {
+                    // Not "less or equal" holds for NaN, which stays.
+                    let keep = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(value, _mm512_setzero_ps());
+                    value = _mm512_maskz_mov_ps(keep, value);
+                }
+                _mm512_storeu_ps(at, rounded(element, value));
+            }
+        }
+    }
+    // SAFETY: forwarded.
+    unsafe {
+        if !finish.panels.is_null() {
+            to_panels(finish, place, sums, vectors);
+        }
+        if !finish.output.is_null() {
+            to_rows(finish, place, sums, vectors);
+        }
+    }
+}
+
+/// The nearest numbers of the type, as fp32.
+#[target_feature(enable = "avx512f")]
+fn rounded(element: Element, value: __m512) -> __m512 {
+    match element {
+        Element::F32 => value,
+        Element::Bf16 => {
+            let bits = _mm512_castps_si512(value);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nearest = _mm512_add_epi32(bits, up);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            let bits = _mm512_mask_mov_epi32(nearest, nan, quiet);
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(bits, upper))
+        }
+        Element::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)),
+    }
+}
+
+/// # Safety
+/// As for `finish::tile`.
+#[target_feature(enable = "avx512f")]
+unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
+    let all = steps(finish.math, finish.n);
+    let width = VECTOR * vectors;
+    // SAFETY: the panel has these steps and lanes.
+    unsafe {
+        let panel = finish.panels.add(place.panel * LANES * all);
+        match finish.math {
+            Math::Fma => {
+                for (i, sums) in sums.0.iter().enumerate().take(place.columns) {
+                    let out = panel.add((place.column + i) * width);
+                    for n in 0..vectors {
+                        let at = sums.as_ptr().add(VECTOR * n);
+                        _mm512_storeu_ps(out.add(VECTOR * n), _mm512_loadu_ps(at));
+                    }
+                }
+            }
+            Math::Dot => {
+                let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                for i in (0..place.columns).step_by(2) {
+                    let out = panel.add((place.column + i) / 2 * width);
+                    for n in 0..vectors {
+                        let at = |i: usize| sums.0[i].as_ptr().add(VECTOR * n).cast();
+                        let first = _mm512_srli_epi32::<16>(_mm512_loadu_si512(at(i)));
+                        let second = if i + 1 < place.columns {
+                            _mm512_and_si512(_mm512_loadu_si512(at(i + 1)), upper)
+                        } else {
+                            _mm512_setzero_si512()
+                        };
+                        let pairs = _mm512_or_si512(first, second);
+                        _mm512_storeu_si512(out.add(VECTOR * n).cast(), pairs);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for `finish::tile`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
+    let mask = ((1u32 << place.columns) - 1) as u16;
+    let size = finish.element.size();
+    for n in 0..vectors {
+        let first = place.panel * LANES + n * VECTOR;
+        let columns = std::array::from_fn(|i| {
+            if i < place.columns {
+                // SAFETY: a row of sums has two vectors.
+                unsafe { _mm512_loadu_ps(sums.0[i].as_ptr().add(VECTOR * n)) }
+            } else {
+                _mm512_setzero_ps()
+            }
+        });
+        let rows = turn(columns);
+        for (i, row) in rows.iter().enumerate().take(finish.rows.saturating_sub(first)) {
+            // SAFETY: the row exists, the mask keeps to its columns.
+            unsafe {
+                let at = finish.output.add(((first + i) * finish.n + place.column) * size);
+                match finish.element {
+                    Element::F32 => _mm512_mask_storeu_ps(at.cast(), mask, *row),
+                    Element::Bf16 => {
+                        let upper = _mm512_srli_epi32::<16>(_mm512_castps_si512(*row));
+                        let halves = _mm512_cvtepi32_epi16(upper);
+                        _mm256_mask_storeu_epi16(at.cast(), mask, halves);
+                    }
+                    Element::F16 => {
+                        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(*row);
+                        _mm256_mask_storeu_epi16(at.cast(), mask, halves);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The chain on more rows: activations in panels, weights as they lie in memory.
+
+use std::ops::Range;
+
+use super::super::element::Element;
+use super::super::finish::{self, Finish, Place};
+use super::super::panels::{self, count, steps, width, words, Matrix};
+use super::super::scratch::Scratch;
+use super::super::tile::{self, Factors, Math, Sums, LANES, ROWS};
+use super::blocks::{padded_words, tile_rows, Division, Grid};
+use super::{part, Kernels, Layer};
+
+/// Steps of the input that a task turns.
+const TURNED: usize = 256;
+
+pub struct Chain {
+    kernels: Kernels,
+    input: Matrix,
+    layers: Vec<Layer>,
+    division: Division,
+    threads: usize,
+    /// Words of a block's activations between two layers.
+    buffer: usize,
+    /// Two such buffers for all threads.
+    shared: Scratch,
+}
+
+/// A block of rows and where its activations lie.
+struct Block {
+    rows: Range<usize>,
+    buffers: *mut f32,
+}
+
+impl Chain {
+    pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
+        let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
+        let widest = layers.iter().map(depth).max().unwrap_or(1);
+        let division = Division::new(input.rows, widest, threads);
+        let (Division::Rows(block) | Division::Columns(block)) = division;
+        let buffer = words(block.min(input.rows), widest);
+        let shared = match division {
+            Division::Rows(_) => Scratch::new(0),
+            Division::Columns(_) => Scratch::new(4 * 2 * buffer),
+        };
+        Self { kernels, input, layers, division, threads, buffer, shared }
+    }
+
+    /// By rows one stage of all blocks, else for each block one stage for turning
+    /// its input and one for each layer.
+    pub fn tasks(&self) -> Vec<usize> {
+        let rows = self.input.rows;
+        match self.division {
+            Division::Rows(block) => vec![rows.div_ceil(block)],
+            Division::Columns(block) => (0..rows.div_ceil(block))
+                .flat_map(|i| {
+                    let rows = self.rows(block, i).len();
+                    let layers = 0..self.layers.len();
+                    std::iter::once(self.turns(rows))
+                        .chain(layers.map(move |layer| self.grid(rows, layer).tasks()))
+                })
+                .collect(),
+        }
+    }
+
+    fn rows(&self, block: usize, i: usize) -> Range<usize> {
+        i * block..((i + 1) * block).min(self.input.rows)
+    }
+
+    /// Tasks that turn the input of so many rows.
+    fn turns(&self, rows: usize) -> usize {
+        count(rows) * steps(self.kernels.math, self.input.k).div_ceil(TURNED)
+    }
+
+    /// Columns that become one step of the next layer stay together.
+    fn unit(&self) -> usize {
+        if self.kernels.math == Math::Dot {
+            2
+        } else {
+            1
+        }
+    }
+
+    fn grid(&self, rows: usize, layer: usize) -> Grid {
+        let weight = &self.layers[layer].weight;
+        let tile = match self.widens(weight) {
+            true => ROWS,
+            false => tile_rows(weight.stride * weight.element.size()),
+        };
+        let threads = match self.division {
+            Division::Rows(_) => 1,
+            Division::Columns(_) => self.threads,
+        };
+        Grid::new(rows, weight.rows, tile, self.unit(), threads)
+    }
+
+    /// Whether tiles read a copy of the weight's rows in fp32.
+    fn widens(&self, weight: &Matrix) -> bool {
+        self.kernels.math == Math::Fma && weight.element != Element::F32
+    }
+
+    /// Words that a thread needs for some rows of a weight.
+    fn own_words(&self) -> usize {
+        let widened = self.layers.iter().map(|layer| &layer.weight).filter(|w| self.widens(w));
+        ROWS * widened.map(|weight| padded_words(weight.k)).max().unwrap_or(0)
+    }
+
+    /// What a thread needs for itself: some rows of a weight and, if blocks are its
+    /// own, their buffers.
+    pub fn own_scratch(&self) -> Scratch {
+        let buffers = match self.division {
+            Division::Rows(_) => 2 * self.buffer,
+            Division::Columns(_) => 0,
+        };
+        Scratch::new(4 * (self.own_words() + buffers))
+    }
+
+    /// Input of layer `layer`.
+    fn panels(&self, block: &Block, layer: usize) -> *mut f32 {
+        block.buffers.wrapping_add(layer % 2 * self.buffer)
+    }
+
+    /// # Safety
+    /// As promised to `Forward::new`; the stages before are done, no other thread
+    /// runs this task or uses `own`, which is `own_scratch`'s.
+    pub unsafe fn run(&self, stage: usize, task: usize, own: &Scratch) {
+        let own = own.address().cast::<f32>();
+        // SAFETY: forwarded; each buffer has room for a block.
+        unsafe {
+            match self.division {
+                Division::Rows(block) => {
+                    let rows = self.rows(block, task);
+                    let buffers = own.add(self.own_words());
+                    let block = Block { rows, buffers };
+                    for task in 0..self.turns(block.rows.len()) {
+                        self.turn(&block, task);
+                    }
+                    for layer in 0..self.layers.len() {
+                        for task in 0..self.grid(block.rows.len(), layer).tasks() {
+                            self.layer(&block, layer, task, own);
+                        }
+                    }
+                }
+                Division::Columns(block) => {
+                    let stages = 1 + self.layers.len();
+                    let rows = self.rows(block, stage / stages);
+                    let block = Block { rows, buffers: self.shared.address().cast() };
+                    match (stage % stages).checked_sub(1) {
+                        None => self.turn(&block, task),
+                        Some(layer) => self.layer(&block, layer, task, own),
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn turn(&self, block: &Block, task: usize) {
+        let rows = &block.rows;
+        let Kernels { isa, math } = self.kernels;
+        let all = steps(math, self.input.k);
+        let parts = all.div_ceil(TURNED);
+        let range = task % parts * TURNED..(task % parts * TURNED + TURNED).min(all);
+        // SAFETY: rows of the input; a buffer has room for a block.
+        unsafe {
+            let data = self.input.row(rows.start);
+            let source = Matrix { data, rows: rows.len(), ..self.input };
+            panels::pack(isa, math, &source, task / parts, range, self.panels(block, 0));
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::run`].
+    unsafe fn layer(&self, block: &Block, index: usize, task: usize, own: *mut f32) {
+        let rows = &block.rows;
+        let Kernels { isa, math } = self.kernels;
+        let layer = &self.layers[index];
+        let Matrix { rows: n, k, element, .. } = layer.weight;
+        let grid = self.grid(rows.len(), index);
+        let columns = part(n, self.unit(), grid.columns, task / grid.chunks);
+        let chunk = part(count(rows.len()), 1, grid.chunks, task % grid.chunks);
+        let last = index + 1 == self.layers.len();
+        let output = if layer.output.is_null() {
+            layer.output
+        } else {
+            layer.output.wrapping_add(rows.start * n * element.size())
+        };
+        let to = Finish {
+            element,
+            bias: layer.bias,
+            relu: layer.relu,
+            rows: rows.len(),
+            n,
+            panels: if last { std::ptr::null_mut() } else { self.panels(block, index + 1) },
+            math,
+            output,
+        };
+        let all = steps(math, k);
+        let mut sums = Sums::new();
+        // SAFETY: columns and panels of the layer; `own` has room for the columns.
+        unsafe {
+            let (p, row) = self.factors(&layer.weight, &columns, own);
+            for panel in chunk {
+                let width = width(rows.len(), panel);
+                let factors = Factors {
+                    p,
+                    row,
+                    step: 4,
+                    v: self.panels(block, index).add(panel * LANES * all),
+                    v_step: width,
+                    depth: if math == Math::Dot { k / 2 } else { k },
+                    half: math == Math::Dot && k % 2 == 1,
+                };
+                tile::run(isa, math, columns.len(), width, &factors, &mut sums);
+                let place = Place { panel, column: columns.start, columns: columns.len() };
+                finish::tile(isa, &to, place, &mut sums);
+            }
+        }
+    }
+
+    /// Address and distance in bytes of rows of a weight, as the tiles read them.
+    ///
+    /// # Safety
+    /// The rows exist, `own` has room for `own_words`.
+    unsafe fn factors(
+        &self,
+        weight: &Matrix,
+        rows: &Range<usize>,
+        own: *mut f32,
+    ) -> (*const u8, usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.widens(weight) {
+                return (weight.row(rows.start), weight.stride * weight.element.size());
+            }
+            let padded = padded_words(weight.k);
+            panels::widen(self.kernels.isa, weight, rows.clone(), own, padded);
+            (own.cast(), 4 * padded)
+        }
+    }
+}

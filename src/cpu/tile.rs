@@ -1,0 +1,123 @@
+//! The innermost product: `sums[r][lane] = Σ p[r][k] · v[k][lane]` for up to
+//! [`ROWS`] rows and [`LANES`] lanes, the sums in registers from the first step
+//! to the last. Each sum takes its products in the order of `k`, one FMA each, so
+//! its bits depend neither on the tile's size nor on the instruction set.
+
+use super::isa::Isa;
+
+/// Most rows of a tile: with two vectors of lanes that is 28 sums of AVX-512's 32
+/// registers, three more for the operands.
+pub const ROWS: usize = 14;
+/// Most lanes of a tile, and the width of a panel.
+pub const LANES: usize = 32;
+
+/// Where the factors lie. Steps of both count four bytes' worth of factors: one
+/// fp32 or a pair of bfloat16.
+#[derive(Debug, Clone, Copy)]
+pub struct Factors {
+    /// The factor that is the same for all lanes, of row 0 and step 0.
+    pub p: *const u8,
+    /// Bytes from one row to the next.
+    pub row: usize,
+    /// Bytes from one step to the next. Either this or `row` is 4.
+    pub step: usize,
+    /// The factors of all lanes, of step 0: fp32 or pairs.
+    pub v: *const f32,
+    /// Four-byte words from one step to the next.
+    pub v_step: usize,
+    /// Steps.
+    pub depth: usize,
+    /// Behind them half a step: the first of a pair alone (pairs in rows only).
+    pub half: bool,
+}
+
+/// What a step is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Math {
+    /// fp32, FMA.
+    Fma,
+    /// Pairs of bfloat16, `vdpbf16ps`.
+    Dot,
+}
+
+/// A tile's sums; what lies beyond its rows and lanes is unspecified.
+#[repr(align(64))]
+pub struct Sums(pub [[f32; LANES]; ROWS]);
+
+impl Sums {
+    /// Zeros.
+    #[must_use]
+    pub fn new() -> Self {
+        Self([[0.0; LANES]; ROWS])
+    }
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Computes one tile of `rows` rows and `lanes` lanes (16 or 32).
+///
+/// # Safety
+/// `factors` describes valid memory; `1 <= rows <= ROWS`; the CPU has `isa`, and
+/// for `Math::Dot` also avx512bf16.
+pub unsafe fn run(
+    isa: Isa,
+    math: Math,
+    rows: usize,
+    lanes: usize,
+    factors: &Factors,
+    sums: &mut Sums,
+) {
+    debug_assert!((1..=ROWS).contains(&rows) && (lanes == 16 || lanes == LANES));
+    debug_assert!(factors.row == 4 || factors.step == 4);
+    // SAFETY: forwarded.
+    unsafe {
+        match (isa, math) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Math::Fma) => x86::fma_avx512(rows, lanes, factors, sums),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Math::Dot) => x86::dot_avx512(rows, lanes, factors, sums),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Math::Fma) => x86::fma_avx2(rows, lanes, factors, sums),
+            _ => scalar(math, rows, lanes, factors, sums),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+unsafe fn scalar(math: Math, rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
+    let upper = |bits: u32| f32::from_bits(bits & 0xffff_0000);
+    let lower = |bits: u32| f32::from_bits(bits << 16);
+    for (r, sums) in sums.0.iter_mut().enumerate().take(rows) {
+        for (lane, sum) in sums.iter_mut().enumerate().take(lanes) {
+            *sum = 0.0;
+            for k in 0..factors.depth + usize::from(factors.half) {
+                // SAFETY: in bounds, by the caller's promise; `p` may be aligned
+                // to two bytes alone, half a step has two bytes.
+                let (p, v) = unsafe {
+                    let p = factors.p.add(r * factors.row + k * factors.step);
+                    let v = (*factors.v.add(k * factors.v_step + lane)).to_bits();
+                    if k == factors.depth {
+                        (u32::from(p.cast::<u16>().read_unaligned()), v)
+                    } else {
+                        (p.cast::<u32>().read_unaligned(), v)
+                    }
+                };
+                *sum = match math {
+                    Math::Fma => f32::from_bits(p).mul_add(f32::from_bits(v), *sum),
+                    Math::Dot => lower(p).mul_add(lower(v), upper(p).mul_add(upper(v), *sum)),
+                };
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Against fp64, every instruction set that this CPU has, and bits against the
+//! scalar tile.
+
+use super::super::element::{bf16_rounded, bf16_widened};
+use super::super::testing::{available, has_dot, Random};
+use super::*;
+
+struct Case {
+    p: Vec<f32>,
+    v: Vec<f32>,
+    rows: usize,
+    lanes: usize,
+    depth: usize,
+    ld: usize,
+    columns: bool,
+}
+
+impl Case {
+    fn random(random: &mut Random) -> Self {
+        let (rows, lanes) = (1 + random.below(ROWS), 16 + 16 * random.below(2));
+        let (depth, columns) = (random.below(150), random.below(2) == 0);
+        let ld = if columns { rows } else { depth } + random.below(5);
+        let (outer, step) = if columns { (depth, LANES) } else { (rows, LANES) };
+        Self {
+            p: random.vector(outer * ld + ROWS),
+            v: random.vector(depth * step + LANES),
+            rows,
+            lanes,
+            depth,
+            ld,
+            columns,
+        }
+    }
+
+    fn p(&self, r: usize, k: usize) -> f32 {
+        self.p[if self.columns { k * self.ld + r } else { r * self.ld + k }]
+    }
+
+    fn run(&self, isa: Isa) -> Sums {
+        let (row, step) = if self.columns { (4, 4 * self.ld) } else { (4 * self.ld, 4) };
+        let factors = Factors {
+            p: self.p.as_ptr().cast(),
+            row,
+            step,
+            v: self.v.as_ptr(),
+            v_step: LANES,
+            depth: self.depth,
+            half: false,
+        };
+        let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
+        // SAFETY: the vectors have the sizes that the factors state.
+        unsafe { run(isa, Math::Fma, self.rows, self.lanes, &factors, &mut sums) };
+        sums
+    }
+}
+
+#[test]
+fn agrees_with_fp64_and_in_bits_with_the_scalar_tile() {
+    let mut random = Random(11);
+    for _ in 0..400 {
+        let case = Case::random(&mut random);
+        let scalar = case.run(Isa::Scalar);
+        for isa in available() {
+            let sums = case.run(isa);
+            for r in 0..case.rows {
+                for lane in 0..case.lanes {
+                    let terms = (0..case.depth)
+                        .map(|k| f64::from(case.p(r, k)) * f64::from(case.v[k * LANES + lane]));
+                    let (want, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+                    let got = sums.0[r][lane];
+                    let bound = (case.depth + 1) as f64 * 2f64.powi(-24) * size;
+                    assert!((f64::from(got) - want).abs() <= bound, "{isa:?} {r} {lane}");
+                    assert_eq!(got.to_bits(), scalar.0[r][lane].to_bits(), "{isa:?} {r} {lane}");
+                }
+            }
+            // Rows beyond the tile's are not touched.
+            for row in &sums.0[case.rows..] {
+                assert!(row.iter().all(|sum| sum.is_nan()));
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_of_bfloat16_agree_with_fp64() {
+    if !has_dot() {
+        return;
+    }
+    let mut random = Random(12);
+    for case in 0..400 {
+        let (rows, lanes) = (1 + random.below(ROWS), 16 + 16 * random.below(2));
+        let k = 1 + random.below(200);
+        let columns = case % 2 == 0 && k.is_multiple_of(2);
+        let pairs = k.div_ceil(2);
+        // p[r][k]; in columns, pairs of one k/2 for all rows side by side.
+        let ld = k + random.below(4);
+        let p: Vec<u16> = random.vector(ROWS * (ld + 2)).into_iter().map(bf16_rounded).collect();
+        let at = |r: usize, k: usize| {
+            p[if columns { (k / 2 * rows + r) * 2 + k % 2 } else { r * ld + k }]
+        };
+        let mut v = vec![0u16; pairs * LANES * 2];
+        for (i, value) in random.vector(k * LANES).into_iter().enumerate() {
+            let (step, lane) = (i / LANES, i % LANES);
+            v[(step / 2 * LANES + lane) * 2 + step % 2] = bf16_rounded(value);
+        }
+        let factors = Factors {
+            p: p.as_ptr().cast(),
+            row: if columns { 4 } else { 2 * ld },
+            step: if columns { 4 * rows } else { 4 },
+            v: v.as_ptr().cast(),
+            v_step: LANES,
+            depth: k / 2,
+            half: k % 2 == 1,
+        };
+        for isa in [Isa::Scalar, Isa::Avx512] {
+            let mut sums = Sums::new();
+            // SAFETY: the vectors have the sizes that the factors state; `has_dot`
+            // asked the CPU.
+            unsafe { run(isa, Math::Dot, rows, lanes, &factors, &mut sums) };
+            for r in 0..rows {
+                for lane in 0..lanes {
+                    let terms = (0..k).map(|k| {
+                        let v = v[(k / 2 * LANES + lane) * 2 + k % 2];
+                        f64::from(bf16_widened(at(r, k))) * f64::from(bf16_widened(v))
+                    });
+                    let (want, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+                    let error = (f64::from(sums.0[r][lane]) - want).abs();
+                    let bound = (k + 1) as f64 * 2f64.powi(-24) * size;
+                    assert!(error <= bound, "{isa:?} {rows}x{lanes}x{k}: {error} > {bound}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinities_pass() {
+    for isa in available() {
+        let mut case = Case::random(&mut Random(13));
+        (case.rows, case.lanes, case.depth, case.columns, case.ld) = (3, 32, 5, false, 5);
+        case.p = vec![1.0; 3 * 5 + ROWS];
+        case.v = vec![1.0; 6 * LANES];
+        case.p[4] = f32::NAN;
+        case.p[5] = f32::INFINITY;
+        let sums = case.run(isa);
+        assert!(sums.0[0].iter().all(|sum| sum.is_nan()), "{isa:?}");
+        assert!(sums.0[1].iter().all(|sum| *sum == f32::INFINITY), "{isa:?}");
+        assert!(sums.0[2].iter().all(|sum| *sum == 5.0), "{isa:?}");
+    }
+}

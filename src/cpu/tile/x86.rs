@@ -1,0 +1,164 @@
+//! The tile in AVX-512 and AVX2.
+
+use std::arch::x86_64::*;
+
+use super::{Factors, Sums, LANES};
+
+/// Steps that the lanes' factors are fetched ahead: they stream from the second or
+/// third level, and the CPU's own prefetching stops at every page.
+const AHEAD: usize = 32;
+
+/// One function for each number of rows, vectors and way through `p`, chosen from
+/// a table: the sums are in registers only if their number is a constant.
+macro_rules! avx512 {
+    ($run:ident, $tile:ident, $features:literal, $mul:expr) => {
+        /// # Safety
+        /// As for `tile::run`, with the features here.
+        pub unsafe fn $run(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
+            // SAFETY: forwarded.
+            unsafe {
+                match (factors.step == 4, lanes > 16) {
+                    (true, true) => by_rows!($tile, rows, 2, false, factors, sums),
+                    (true, false) => by_rows!($tile, rows, 1, false, factors, sums),
+                    (false, true) => by_rows!($tile, rows, 2, true, factors, sums),
+                    (false, false) => by_rows!($tile, rows, 1, true, factors, sums),
+                }
+            }
+        }
+
+        /// # Safety
+        /// As for `tile::run`, with `M` rows and `N` times 16 lanes.
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const M: usize, const N: usize, const COLUMNS: bool>(
+            factors: &Factors,
+            sums: &mut Sums,
+        ) {
+            let row = if COLUMNS { 4 } else { factors.row };
+            let step = if COLUMNS { factors.step } else { 4 };
+            let (mut p, mut v) = (factors.p, factors.v);
+            let mut acc = [[_mm512_setzero_ps(); N]; M];
+            // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
+            unsafe {
+                for _ in 0..factors.depth {
+                    let b: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
+                    for n in 0..N {
+                        let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        let a = _mm512_set1_epi32(p.add(m * row).cast::<i32>().read_unaligned());
+                        for (acc, b) in acc.iter_mut().zip(b) {
+                            *acc = $mul(*acc, a, b);
+                        }
+                    }
+                    p = p.add(step);
+                    v = v.add(factors.v_step);
+                }
+                if !COLUMNS && factors.half {
+                    for (m, acc) in acc.iter_mut().enumerate() {
+                        let a = p.add(m * row).cast::<u16>().read_unaligned();
+                        let a = _mm512_set1_epi32(i32::from(a));
+                        for (n, acc) in acc.iter_mut().enumerate() {
+                            *acc = $mul(*acc, a, _mm512_loadu_ps(v.add(16 * n)));
+                        }
+                    }
+                }
+                for (acc, sums) in acc.iter().zip(&mut sums.0) {
+                    for (n, acc) in acc.iter().enumerate() {
+                        _mm512_storeu_ps(sums.as_mut_ptr().add(16 * n), *acc);
+                    }
+                }
+            }
+        }
+    };
+}
+
+macro_rules! by_rows {
+    ($tile:ident, $rows:expr, $n:literal, $columns:literal, $factors:expr, $sums:expr) => {{
+        match $rows {
+            1 => $tile::<1, $n, $columns>($factors, $sums),
+            2 => $tile::<2, $n, $columns>($factors, $sums),
+            3 => $tile::<3, $n, $columns>($factors, $sums),
+            4 => $tile::<4, $n, $columns>($factors, $sums),
+            5 => $tile::<5, $n, $columns>($factors, $sums),
+            6 => $tile::<6, $n, $columns>($factors, $sums),
+            7 => $tile::<7, $n, $columns>($factors, $sums),
+            8 => $tile::<8, $n, $columns>($factors, $sums),
+            9 => $tile::<9, $n, $columns>($factors, $sums),
+            10 => $tile::<10, $n, $columns>($factors, $sums),
+            11 => $tile::<11, $n, $columns>($factors, $sums),
+            12 => $tile::<12, $n, $columns>($factors, $sums),
+            13 => $tile::<13, $n, $columns>($factors, $sums),
+            _ => $tile::<14, $n, $columns>($factors, $sums),
+        }
+    }};
+}
+
+avx512!(fma_avx512, fma_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
+    _mm512_castsi512_ps(a),
+    b,
+    acc
+));
+avx512!(dot_avx512, dot_tile, "avx512f,avx512bf16", |acc, a, b: __m512| {
+    // Both are 512 bits of anything.
+    let (a, b): (__m512bh, __m512bh) =
+        (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+    _mm512_dpbf16_ps(acc, a, b)
+});
+
+/// Six rows and sixteen lanes at a time: twelve sums of sixteen registers.
+///
+/// # Safety
+/// As for `tile::run`; the CPU has AVX2 and FMA.
+pub unsafe fn fma_avx2(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
+    for lane in (0..lanes.min(LANES)).step_by(16) {
+        let mut first = 0;
+        while first < rows {
+            let take = (rows - first).min(6);
+            // SAFETY: rows and lanes of the tile.
+            unsafe {
+                let part = Factors {
+                    p: factors.p.add(first * factors.row),
+                    v: factors.v.add(lane),
+                    ..*factors
+                };
+                match take {
+                    1 => tile_avx2::<1>(&part, sums, first, lane),
+                    2 => tile_avx2::<2>(&part, sums, first, lane),
+                    3 => tile_avx2::<3>(&part, sums, first, lane),
+                    4 => tile_avx2::<4>(&part, sums, first, lane),
+                    5 => tile_avx2::<5>(&part, sums, first, lane),
+                    _ => tile_avx2::<6>(&part, sums, first, lane),
+                }
+            }
+            first += take;
+        }
+    }
+}
+
+/// # Safety
+/// As for `fma_avx2`, with `M` rows from `first` on and 16 lanes from `lane` on.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_avx2<const M: usize>(factors: &Factors, sums: &mut Sums, first: usize, lane: usize) {
+    let (mut p, mut v) = (factors.p, factors.v);
+    let mut acc = [[_mm256_setzero_ps(); 2]; M];
+    // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
+    unsafe {
+        for _ in 0..factors.depth {
+            let b = [_mm256_loadu_ps(v), _mm256_loadu_ps(v.add(8))];
+            for (m, acc) in acc.iter_mut().enumerate() {
+                let a = _mm256_set1_ps(p.add(m * factors.row).cast::<f32>().read_unaligned());
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_fmadd_ps(a, b, *acc);
+                }
+            }
+            p = p.add(factors.step);
+            v = v.add(factors.v_step);
+        }
+        for (acc, sums) in acc.iter().zip(&mut sums.0[first..]) {
+            for (n, acc) in acc.iter().enumerate() {
+                _mm256_storeu_ps(sums.as_mut_ptr().add(lane + 8 * n), *acc);
+            }
+        }
+    }
+}

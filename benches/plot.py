@@ -16,6 +16,9 @@ COLOURS = {
     "compile": "#fc8d62",
     "autotune": "#e78ac3",
     "jax": "#e5c494",
+    "frozen": "#e31a1c",
+    "jit": "#6a3d9a",
+    "onednn": "#b15928",
 }
 BAR, GAP, HEIGHT, LEFT, TOP = 9, 14, 110, 110, 48
 LOW, HIGH = 0.5, 10.0

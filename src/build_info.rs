@@ -26,7 +26,7 @@ pub fn json() -> String {
         quoted(strict_fp32()),
         cublaslt,
         launch::product::plans_kept(),
-        launch::replay::recordings_kept(),
+        launch::replay::recordings_made(),
         list(cpu_features().into_iter()),
         cpu_kernels(),
     )

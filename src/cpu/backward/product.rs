@@ -18,8 +18,9 @@ const BLOCK: usize = 2048;
 /// Words of a thread's copy.
 pub const OWN_WORDS: usize = BLOCK * LANES;
 
-/// Tasks of a stage for each thread, and tiles of a task at least: each task copies.
-const TASKS: usize = 16;
+/// Tasks of a product for each thread, and tiles of a task at least: each task copies.
+/// A stage has two products.
+const TASKS: usize = 8;
 const FEWEST_TILES: usize = 4;
 
 /// Tasks at most of the product for a weight `[n, k]`.

@@ -37,6 +37,28 @@ def autograd(forward, x, weights, biases, dy):
     return torch.autograd.grad(y, leaves, dy)
 
 
+def eager_hidden(x, weights, biases):
+    """What eager's hidden layers return."""
+    hidden = []
+    for w, b in list(zip(weights, biases))[:-1]:
+        x = F.relu(F.linear(x, w, b))
+        hidden.append(x)
+    return hidden
+
+
+def exact_gradients(dy, x, weights, hidden):
+    """Of input, weights and biases, in fp64, with these activations and their masks."""
+    values = [x.double(), *(h.double() for h in hidden)]
+    grad, of_weights, of_biases = dy.double(), [], []
+    for i in reversed(range(len(weights))):
+        if i + 1 < len(weights):
+            grad = grad * (hidden[i] > 0)
+        of_weights.insert(0, grad.t() @ values[i])
+        of_biases.insert(0, grad.sum(0))
+        grad = grad @ weights[i].double()
+    return [grad, *of_weights, *of_biases]
+
+
 def relative(got, exact):
     return ((got.double() - exact).norm() / exact.norm()).item()
 
@@ -84,19 +106,21 @@ class Fp32(unittest.TestCase):
                 h = part
 
     def test_gradients_have_no_more_error_than_eager(self):
-        x, weights, biases = mlp_operands((1024,), WIDTHS, torch.float32)
-        dy = torch.randn(1024, WIDTHS[-1], device="cuda")
-        double = [t.double() for t in (x, *weights, *biases)]
-        count = len(weights)
-        exact = autograd(
-            eager_chain, double[0], double[1 : 1 + count], double[1 + count :], dy.double()
-        )
-        ours = gradients(x, weights, biases, dy)
-        theirs = autograd(eager_chain, x, weights, biases, dy)
-        for i, (got, want, reference) in enumerate(zip(ours, exact, theirs)):
-            # Sums of columns are the same either way, but in another order.
-            slack = 1.5 if i > count else 1.0
-            self.assertLessEqual(relative(got, want), slack * relative(reference, want), i)
+        # Each against fp64 on its own activations: one mask that a rounding turned
+        # the other way is as large an error as all roundings together.
+        for rows, widths in [(1024, WIDTHS), (512, (1024, 4096, 4096, 1000))]:
+            x, weights, biases = mlp_operands((rows,), widths, torch.float32)
+            dy = torch.randn(rows, widths[-1], device="cuda")
+            _, activations = mlp_forward(x, weights, biases, False)
+            mine = list(split(activations, x, weights))
+            ours = mlp_backward(dy, x, weights, activations, None, [True] * (1 + 2 * len(weights)))
+            theirs = autograd(eager_chain, x, weights, biases, dy)
+            want = exact_gradients(dy, x, weights, mine)
+            eager_want = exact_gradients(dy, x, weights, eager_hidden(x, weights, biases))
+            for i, (got, exact, reference, its) in enumerate(zip(ours, want, theirs, eager_want)):
+                # The last layer's bias: sums of the same columns, in another order.
+                slack = 1.5 if i + 1 == len(ours) else 1.0
+                self.assertLessEqual(relative(got, exact), slack * relative(reference, its), i)
 
     def test_partial_masks(self):
         x, weights, biases = mlp_operands((512,), (2048, 2048, 2048), torch.float32)

@@ -61,8 +61,8 @@ std::vector<at::Tensor> fused_mlp_backward(
     const std::optional<at::Tensor>& output, const c10::List<bool>& mask) {
   check_mlp_backward(grad_output, input, weights, activations, output, mask);
   const MlpMask wanted(mask);
-  if (auto gradients = cpu_kernels::mlp_backward(
-          grad_output, input, weights, activations, output, wanted)) {
+  if (auto gradients = cpu_kernels::mlp_backward(grad_output, input, weights,
+                                                 activations, output, wanted)) {
     return *gradients;
   }
   return wanted.pick(

@@ -73,8 +73,8 @@ std::vector<at::Tensor> gradients_of(const at::Tensor& grad_output,
   const auto rows = static_cast<size_t>(input.numel() / input.size(-1));
   for (size_t i = mask.lowest(); i < count; ++i) {
     bridge::CpuLayerBackward layer{};
-    // Only what a wanted gradient reads: the others may be stand-ins, not worth a
-    // copy. Their sizes count.
+    // Only what a wanted gradient reads: the others may be stand-ins, not worth
+    // a copy. Their sizes count.
     layer.weight = sizes_of(weights[i]);
     layer.input.rows = rows;
     layer.input.k = layer.weight.k;
@@ -108,10 +108,10 @@ std::optional<std::vector<at::Tensor>> mlp_backward(
   if (mask.lowest() == weights.size() || !takes(grad_output, input, weights)) {
     return std::nullopt;
   }
-  return mask.pick(gradients_of(
-      grad_output, input, weights,
-      split_activations(activations.contiguous(), input, weights),
-      output.value_or(at::Tensor()), mask));
+  return mask.pick(
+      gradients_of(grad_output, input, weights,
+                   split_activations(activations.contiguous(), input, weights),
+                   output.value_or(at::Tensor()), mask));
 }
 
 std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>>

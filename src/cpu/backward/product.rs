@@ -227,7 +227,8 @@ impl Store {
                 // SAFETY: the caller's promise.
                 unsafe {
                     let to = self.result.add(place);
-                    let value = if self.adds { *to + sum } else { *sum };
+                    // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                    let value = sum + if self.adds { *to } else { 0.0 };
                     let masked = !self.output.is_null() && *self.output.add(place) <= 0.0;
                     *to = if masked { 0.0 } else { value };
                 }
@@ -249,10 +250,11 @@ impl Store {
                 // SAFETY: the mask keeps to the columns; a row of sums has two vectors.
                 unsafe {
                     let to = self.result.add(place);
+                    // Zeros too: see `portable`.
+                    let before = if self.adds { lanes } else { 0 };
+                    let before = _mm512_maskz_loadu_ps(before, to);
                     let mut value = _mm512_loadu_ps(sums.as_ptr().add(column));
-                    if self.adds {
-                        value = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to), value);
-                    }
+                    value = _mm512_add_ps(before, value);
                     if !self.output.is_null() {
                         let y = _mm512_maskz_loadu_ps(lanes, self.output.add(place));
                         let keep = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, _mm512_setzero_ps());

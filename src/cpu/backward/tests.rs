@@ -211,6 +211,22 @@ fn a_mask_keeps_what_is_behind_nan_and_drops_what_is_behind_zero() {
 }
 
 #[test]
+fn products_that_underflow_leave_no_minus_zero() {
+    let mut random = Random(75);
+    let mut case = Case::new(&mut random, 20, &[40, 20]);
+    case.wanted.fill(true);
+    case.weights[0].fill(-1e-30);
+    case.grad.fill(1e-30);
+    case.values[0].fill(-1e-30);
+    for isa in available() {
+        let got = case.run(isa, 1);
+        let zeros = got[..2].iter().flatten();
+        assert!(zeros.clone().all(|v| v.to_bits() == 0), "{isa:?}");
+        assert!(zeros.count() > 0);
+    }
+}
+
+#[test]
 fn leaves_to_libtorch_what_tiles_do_not_fill() {
     let takes = |rows, weights: &[(usize, usize)]| takes(rows, weights.iter().copied(), 2);
     assert!(takes(64, &[(256, 784), (256, 256), (10, 256)]));

@@ -57,8 +57,8 @@ def whole(part, mlp, mode, rate, args):
     inputs = [models.make(mlp, dtype, args.device)] if training else models.copies(mlp, dtype, args.device)
     for t in models.leaves(*inputs[0]) if training else []:
         t.requires_grad_()
-    names = [name for name in contenders.FORWARDS if not (training and name == "act")]
-    names += [name for name in args.against.split(",") if name]
+    names = [*contenders.FORWARDS, *(name for name in args.against.split(",") if name)]
+    names = [name for name in names if not (training and name in contenders.INFERENCE_ONLY)]
     rounds = (7 if args.quick else 15) if cuda else 9
     target = 1500 if cuda else 20_000
     row = {"part": part, "model": mlp.name, "mode": mode}

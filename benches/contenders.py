@@ -24,6 +24,7 @@ COMPILED = {"compile": None, "autotune": "max-autotune"}
 # What PyTorch has for the CPU's inference: weights that are constants.
 FROZEN = ["frozen", "jit", "onednn"]
 OTHERS = [*COMPILED, "jax", *FROZEN]
+INFERENCE_ONLY = ["act", *FROZEN]
 
 
 def forward_of(name, captured):

@@ -53,10 +53,14 @@ pub mod ffi {
     }
 
     extern "Rust" {
-        /// One call: all layers on one input.
-        type CpuForward;
-        /// One call: all gradients of a chain.
-        type CpuBackward;
+        /// One call, to be worked off by several threads.
+        type CpuWork;
+
+        /// As many threads as the work is worth.
+        fn threads(self: &CpuWork) -> usize;
+
+        /// What one thread does; results are complete when all have returned.
+        fn work(self: &CpuWork) -> Result<()>;
 
         /// Whether kernels of ours take so many rows of that type, and as many products
         /// in the largest layer.
@@ -72,13 +76,7 @@ pub mod ffi {
             input: &CpuMatrix,
             layers: &[CpuLayer],
             threads: usize,
-        ) -> Result<Box<CpuForward>>;
-
-        /// As many threads as the work is worth.
-        fn threads(self: &CpuForward) -> usize;
-
-        /// What one thread does; outputs are complete when all have returned.
-        fn work(self: &CpuForward) -> Result<()>;
+        ) -> Result<Box<CpuWork>>;
 
         /// Whether kernels of ours take the gradients of fp32 layers; of the weights
         /// their sizes count.
@@ -93,18 +91,43 @@ pub mod ffi {
             layers: &[CpuLayerBackward],
             grad_input: usize,
             threads: usize,
-        ) -> Result<Box<CpuBackward>>;
-
-        /// As many threads as the work is worth.
-        fn threads(self: &CpuBackward) -> usize;
-
-        /// What one thread does; gradients are complete when all have returned.
-        fn work(self: &CpuBackward) -> Result<()>;
+        ) -> Result<Box<CpuWork>>;
     }
 }
 
-/// See `ffi::CpuForward`.
-pub struct CpuForward(Forward);
+/// See `ffi::CpuWork`.
+pub enum CpuWork {
+    /// All layers on one input.
+    Forward(Forward),
+    /// All gradients of a chain.
+    Backward(Backward),
+}
+
+impl CpuWork {
+    fn threads(&self) -> usize {
+        match self {
+            Self::Forward(forward) => forward.threads(),
+            Self::Backward(backward) => backward.threads(),
+        }
+    }
+
+    fn work(&self) -> Result<(), Error> {
+        let op = match self {
+            Self::Forward(_) => "fused_mlp",
+            Self::Backward(_) => "fused_mlp_backward",
+        };
+        guarded(op, || {
+            let complete = match self {
+                Self::Forward(forward) => forward.work(),
+                Self::Backward(backward) => backward.work(),
+            };
+            if complete {
+                return Ok(());
+            }
+            Err(Error::Internal { op, message: "in another thread".into() })
+        })
+    }
+}
 
 fn cpu_takes(element: ffi::CpuElement, rows: usize, products: usize) -> bool {
     Kernels::best(element.into(), rows, products).is_some()
@@ -115,7 +138,7 @@ unsafe fn cpu_forward(
     input: &ffi::CpuMatrix,
     layers: &[ffi::CpuLayer],
     threads: usize,
-) -> Result<Box<CpuForward>, Error> {
+) -> Result<Box<CpuWork>, Error> {
     guarded("fused_mlp", || {
         let element = Element::from(element);
         let of = |layer: &ffi::CpuLayer| input.rows * layer.weight.rows * layer.weight.k;
@@ -131,18 +154,8 @@ unsafe fn cpu_forward(
         // is done, and checked their types, sizes, strides and alignment.
         let forward =
             unsafe { Forward::new(kernels, input.of(element), layers.collect(), threads) };
-        Ok(Box::new(CpuForward(forward)))
+        Ok(Box::new(CpuWork::Forward(forward)))
     })
-}
-
-impl CpuForward {
-    fn threads(&self) -> usize {
-        self.0.threads()
-    }
-
-    fn work(&self) -> Result<(), Error> {
-        complete("fused_mlp", || self.0.work())
-    }
 }
 
 fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
@@ -150,15 +163,12 @@ fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -
     Isa::best() != Isa::Scalar && backward::takes(rows, sizes, threads)
 }
 
-/// See `ffi::CpuBackward`.
-pub struct CpuBackward(Backward);
-
 unsafe fn cpu_backward(
     grad_output: &ffi::CpuMatrix,
     layers: &[ffi::CpuLayerBackward],
     grad_input: usize,
     threads: usize,
-) -> Result<Box<CpuBackward>, Error> {
+) -> Result<Box<CpuWork>, Error> {
     guarded("fused_mlp_backward", || {
         let of = |matrix: &ffi::CpuMatrix| matrix.of(Element::F32);
         let layers = layers.iter().map(|layer| backward::Layer {
@@ -172,27 +182,7 @@ unsafe fn cpu_backward(
         // SAFETY: as in `cpu_forward`, of cpp/cpu_backward.cpp.
         let backward =
             unsafe { Backward::new(isa, of(grad_output), layers.collect(), grad_input, threads) };
-        Ok(Box::new(CpuBackward(backward)))
-    })
-}
-
-impl CpuBackward {
-    fn threads(&self) -> usize {
-        self.0.threads()
-    }
-
-    fn work(&self) -> Result<(), Error> {
-        complete("fused_mlp_backward", || self.0.work())
-    }
-}
-
-/// Guards `work`, which says whether no thread failed.
-fn complete(op: &'static str, work: impl FnOnce() -> bool) -> Result<(), Error> {
-    guarded(op, || {
-        if work() {
-            return Ok(());
-        }
-        Err(Error::Internal { op, message: "in another thread".into() })
+        Ok(Box::new(CpuWork::Backward(backward)))
     })
 }
 

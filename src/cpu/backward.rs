@@ -36,6 +36,11 @@ pub struct Layer {
 
 /// One call: all layers that a wanted gradient needs.
 pub struct Backward {
+    chain: Chain,
+    schedule: Schedule,
+}
+
+struct Chain {
     isa: Isa,
     /// Of the last layer's result.
     grad_output: Matrix,
@@ -44,7 +49,6 @@ pub struct Backward {
     /// Of the first one's input, dense; null if nobody wants it.
     grad_input: *mut f32,
     threads: usize,
-    schedule: Schedule,
     scratch: Scratch,
     /// Words of one masked gradient; two of them, in turn, then the columns.
     masked: usize,
@@ -107,17 +111,15 @@ impl Backward {
         let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
         let masked = (rows * widest).next_multiple_of(WIDTH);
         let scratch = Scratch::new(4 * (2 * masked + widest.div_ceil(ROWS) * rows * WIDTH));
-        let schedule = Schedule::new([]);
-        let mut backward =
-            Self { isa, grad_output, layers, grad_input, threads, schedule, scratch, masked };
-        backward.schedule = Schedule::new(backward.tasks());
-        backward
+        let chain = Chain { isa, grad_output, layers, grad_input, threads, scratch, masked };
+        let schedule = Schedule::new(chain.tasks());
+        Self { chain, schedule }
     }
 
     /// As many are worth their start.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.threads
+        self.chain.threads
     }
 
     /// What one thread does; when one returns true, and every other thread that was
@@ -125,18 +127,30 @@ impl Backward {
     pub fn work(&self) -> bool {
         let own = Scratch::new(4 * OWN_WORDS);
         self.schedule.work(|stage, task| {
-            let index = self.layers.len() - 1 - stage / 2;
             // SAFETY: promised to `new`; a task runs once, behind the stage before;
             // `own` is this thread's.
-            unsafe {
-                match stage % 2 {
-                    0 => self.columns(index).run(self.isa, task),
-                    _ => self.products(index, task, own.address().cast()),
-                }
-            }
+            unsafe { self.chain.run(stage, task, own.address().cast()) }
         })
     }
+}
 
+impl Chain {
+    /// # Safety
+    /// As promised to `Backward::new`; the stages before are done, no other thread
+    /// runs this task or uses `own`, of `OWN_WORDS`.
+    unsafe fn run(&self, stage: usize, task: usize, own: *mut f32) {
+        let index = self.layers.len() - 1 - stage / 2;
+        // SAFETY: forwarded.
+        unsafe {
+            match stage % 2 {
+                0 => self.columns(index).run(self.isa, task),
+                _ => self.products(index, task, own),
+            }
+        }
+    }
+
+    /// For each layer, from the last on, one stage for its columns and one for both
+    /// products.
     fn tasks(&self) -> Vec<usize> {
         let stages = |index| {
             let products = self.weight_product(index).into_iter().chain(self.input_product(index));
@@ -216,8 +230,7 @@ impl Backward {
     }
 
     /// # Safety
-    /// As promised to `new`; the stages before are done, no other thread runs this
-    /// task or uses `own`, of `OWN_WORDS`.
+    /// As for `run`.
     unsafe fn products(&self, index: usize, task: usize, own: *mut f32) {
         let mut task = task;
         for product in self.weight_product(index).into_iter().chain(self.input_product(index)) {

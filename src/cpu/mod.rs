@@ -7,6 +7,9 @@ pub mod isa;
 pub mod schedule;
 
 // Addresses of whoever calls: every function says what it relies on.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx512;
 #[allow(unsafe_code)]
 pub mod backward;
 #[allow(unsafe_code)]

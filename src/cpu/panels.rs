@@ -169,7 +169,7 @@ pub unsafe fn widen(isa: Isa, source: &Matrix, rows: Range<usize>, out: *mut f32
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86;
+mod x86;
 
 #[cfg(test)]
 mod tests;

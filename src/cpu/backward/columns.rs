@@ -102,9 +102,10 @@ impl Columns {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512(&self, columns: Range<usize>) {
+        use super::super::avx512::{first_lanes, passes_relu};
         use std::arch::x86_64::*;
         let Matrix { rows, k: n, .. } = self.grad;
-        let (first, lanes) = (columns.start, ((1u32 << columns.len()) - 1) as u16);
+        let (first, lanes) = (columns.start, first_lanes(columns.len()));
         let zero = _mm512_setzero_ps();
         let (mut sum, mut block) = (zero, zero);
         for row in 0..rows {
@@ -115,8 +116,7 @@ impl Columns {
                 let mut value = _mm512_maskz_loadu_ps(lanes, from);
                 if !self.output.is_null() {
                     let y = _mm512_maskz_loadu_ps(lanes, self.output.add(row * n + first));
-                    let keep = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, zero);
-                    value = _mm512_maskz_mov_ps(keep, value);
+                    value = _mm512_maskz_mov_ps(passes_relu(y), value);
                 }
                 if !self.tiles.is_null() {
                     _mm512_storeu_ps(self.tiles.add(row * WIDTH), value);

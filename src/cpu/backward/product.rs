@@ -189,17 +189,19 @@ unsafe fn copy(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn copy_avx512(from: *const f32, stride: usize, rows: usize, columns: usize, own: *mut f32) {
+    use super::super::avx512::first_lanes;
     use std::arch::x86_64::*;
     let width = columns.next_multiple_of(VECTOR);
-    let lanes = ((1u64 << columns) - 1) as u32;
+    let lower = first_lanes(columns.min(VECTOR));
+    let upper = first_lanes(columns.saturating_sub(VECTOR));
     for row in 0..rows {
-        // SAFETY: the mask keeps to the columns; `own` has whole vectors.
+        // SAFETY: the masks keep to the columns; `own` has whole vectors.
         unsafe {
             let (from, out) = (from.add(row * stride), own.add(row * width));
-            _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lanes as u16, from));
+            _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lower, from));
             if width > VECTOR {
-                let upper = _mm512_maskz_loadu_ps((lanes >> VECTOR) as u16, from.add(VECTOR));
-                _mm512_storeu_ps(out.add(VECTOR), upper);
+                let vector = _mm512_maskz_loadu_ps(upper, from.add(VECTOR));
+                _mm512_storeu_ps(out.add(VECTOR), vector);
             }
         }
     }
@@ -241,11 +243,11 @@ impl Store {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512(&self, sums: &Sums) {
+        use super::super::avx512::{first_lanes, passes_relu};
         use std::arch::x86_64::*;
-        let all = ((1u64 << self.columns) - 1) as u32;
         for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
             for column in (0..self.columns).step_by(VECTOR) {
-                let lanes = (all >> column) as u16;
+                let lanes = first_lanes((self.columns - column).min(VECTOR));
                 let place = row * self.stride + column;
                 // SAFETY: the mask keeps to the columns; a row of sums has two vectors.
                 unsafe {
@@ -257,8 +259,7 @@ impl Store {
                     value = _mm512_add_ps(before, value);
                     if !self.output.is_null() {
                         let y = _mm512_maskz_loadu_ps(lanes, self.output.add(place));
-                        let keep = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, _mm512_setzero_ps());
-                        value = _mm512_maskz_mov_ps(keep, value);
+                        value = _mm512_maskz_mov_ps(passes_relu(y), value);
                     }
                     _mm512_mask_storeu_ps(to, lanes, value);
                 }

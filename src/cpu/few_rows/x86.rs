@@ -2,6 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx512::{first_lanes, load, widened_bf16};
+use super::super::element::Element;
+
 /// Kernels of one shape: `$load` and `$tail` give a vector of weights at an
 /// address, `$tail` the last `left` of a row and zeros behind them.
 macro_rules! kernel {
@@ -89,31 +92,21 @@ fn sums_256<const M: usize, const R: usize>(vectors: [[__m256; R]; M]) -> [[f32;
 }
 
 #[target_feature(enable = "avx512f")]
-fn mask16(left: usize) -> u16 {
-    ((1u32 << left) - 1) as u16
-}
-
-#[target_feature(enable = "avx512f")]
 unsafe fn tail_f32_512(at: *const f32, left: usize) -> __m512 {
     // SAFETY: the mask lets `left` elements be read, the caller's.
-    unsafe { _mm512_maskz_loadu_ps(mask16(left), at) }
-}
-
-#[target_feature(enable = "avx512f")]
-fn widen_512(halves: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+    unsafe { _mm512_maskz_loadu_ps(first_lanes(left), at) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn load_bf16_512(at: *const u16) -> __m512 {
     // SAFETY: sixteen elements, the caller's.
-    widen_512(unsafe { _mm256_loadu_si256(at.cast()) })
+    widened_bf16(unsafe { _mm256_loadu_si256(at.cast()) })
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn tail_bf16_512(at: *const u16, left: usize) -> __m512 {
-    // SAFETY: the mask lets `left` elements be read, the caller's.
-    widen_512(unsafe { _mm256_maskz_loadu_epi16(mask16(left), at.cast()) })
+    // SAFETY: `left` elements, the caller's.
+    unsafe { load(Element::Bf16, at.cast(), left) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -124,8 +117,8 @@ unsafe fn load_f16_512(at: *const u16) -> __m512 {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn tail_f16_512(at: *const u16, left: usize) -> __m512 {
-    // SAFETY: the mask lets `left` elements be read, the caller's.
-    _mm512_cvtph_ps(unsafe { _mm256_maskz_loadu_epi16(mask16(left), at.cast()) })
+    // SAFETY: `left` elements, the caller's.
+    unsafe { load(Element::F16, at.cast(), left) }
 }
 
 #[target_feature(enable = "avx2,fma")]

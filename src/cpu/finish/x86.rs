@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx512::{first_lanes, passes_relu, turn};
 use super::super::element::Element;
-use super::super::panels::x86::turn;
 use super::super::panels::{steps, width, VECTOR};
 use super::{Finish, Math, Place, Sums, LANES};
 
@@ -37,9 +37,7 @@ pub unsafe fn tile_avx512(finish: &Finish, place: Place, sums: &mut Sums) {
                     value = _mm512_add_ps(value, bias);
                 }
                 if finish.relu {
-                    // Not "less or equal" holds for NaN, which stays.
-                    let keep = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(value, _mm512_setzero_ps());
-                    value = _mm512_maskz_mov_ps(keep, value);
+                    value = _mm512_maskz_mov_ps(passes_relu(value), value);
                 }
                 _mm512_storeu_ps(at, rounded(element, value));
             }
@@ -120,7 +118,7 @@ unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums, vectors: usize) 
 /// As for `finish::tile`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
-    let mask = ((1u32 << place.columns) - 1) as u16;
+    let mask = first_lanes(place.columns);
     let size = finish.element.size();
     for n in 0..vectors {
         let first = place.panel * LANES + n * VECTOR;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::super::avx512::{first_lanes, load, turn};
 use super::super::element::{f16_widened, Element};
 use super::{Math, Matrix, VECTOR};
 
@@ -50,58 +51,6 @@ pub unsafe fn pack(
     }
 }
 
-/// The first `elements` (at most 16) at an address as fp32, zeros behind them.
-///
-/// # Safety
-/// They can be read.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub unsafe fn load(element: Element, at: *const u8, elements: usize) -> __m512 {
-    let mask = ((1u32 << elements) - 1) as u16;
-    // SAFETY: the mask keeps to the elements.
-    unsafe {
-        match element {
-            Element::F32 => _mm512_maskz_loadu_ps(mask, at.cast()),
-            Element::Bf16 => widened_bf16(_mm256_maskz_loadu_epi16(mask, at.cast())),
-            Element::F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast())),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-fn widened_bf16(halves: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-}
-
-/// Sixteen vectors of sixteen, rows to columns.
-#[target_feature(enable = "avx512f")]
-pub fn turn(rows: [__m512; 16]) -> [__m512; 16] {
-    let zero = _mm512_setzero_ps();
-    // Pairs of rows, then fours: within each 128 bits a column of four rows.
-    let mut fours = [zero; 16];
-    for group in 0..4 {
-        let [a, b, c, d] = std::array::from_fn(|i| rows[4 * group + i]);
-        let [ab, cd] = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
-        let [ab2, cd2] = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
-        let double = |v| _mm512_castps_pd(v);
-        fours[4 * group] = _mm512_castpd_ps(_mm512_unpacklo_pd(double(ab), double(cd)));
-        fours[4 * group + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(double(ab), double(cd)));
-        fours[4 * group + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(double(ab2), double(cd2)));
-        fours[4 * group + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(double(ab2), double(cd2)));
-    }
-    // fours[4 g + i], 128-bit lane q: rows 4 g .. of column 4 q + i.
-    let mut columns = [zero; 16];
-    for i in 0..4 {
-        let [a, b, c, d] = std::array::from_fn(|g| fours[4 * g + i]);
-        let [ab, cd] = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d)];
-        let [ab2, cd2] = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d)];
-        columns[i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
-        columns[8 + i] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
-        columns[4 + i] = _mm512_shuffle_f32x4::<0x88>(ab2, cd2);
-        columns[12 + i] = _mm512_shuffle_f32x4::<0xdd>(ab2, cd2);
-    }
-    columns
-}
-
 /// `k` 16-bit elements as fp32.
 ///
 /// # Safety
@@ -113,7 +62,7 @@ pub unsafe fn widen_avx512(element: Element, from: *const u8, k: usize, out: *mu
         // SAFETY: the elements from `i` on, `take` of them.
         unsafe {
             let vector = load(element, from.add(2 * i), take);
-            _mm512_mask_storeu_ps(out.add(i), ((1u32 << take) - 1) as u16, vector);
+            _mm512_mask_storeu_ps(out.add(i), first_lanes(take), vector);
         }
     }
 }

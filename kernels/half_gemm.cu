@@ -18,13 +18,12 @@
 
 #include "common/bulk_copy.cuh"
 #include "common/convert.cuh"
+#include "common/half_tile.cuh"
 #include "common/ring.cuh"
 #include "common/wgmma.cuh"
 #include "params.h"
 
 namespace hypatia {
-
-constexpr int kDepth = 64;  // k of a chunk: 128 bytes
 
 template <int kGroups, int kCols>
 struct Tile {
@@ -37,21 +36,6 @@ struct Tile {
   static constexpr int kThreads = 128 * kGroups + 32;
   using Stages = Ring<kStages, kStageBytes>;
 };
-
-template <typename T>
-struct Tag;
-template <>
-struct Tag<__nv_bfloat16> : Bf16Tag {};
-template <>
-struct Tag<__half> : F16Tag {};
-
-template <typename T>
-__device__ inline unsigned pair_of(float x, float y) {
-  const Pack<T, 2> pair = {from_float<T>(x), from_float<T>(y)};
-  unsigned word;
-  memcpy(&word, &pair, sizeof word);
-  return word;
-}
 
 template <int kGroups, int kCols, bool kLeftT, bool kRightT>
 __device__ void fetch(const TensorMap& left, const TensorMap& right,
@@ -217,11 +201,7 @@ __device__ void half_gemm(const TensorMap& left, const TensorMap& right,
     }
     const unsigned to =
         results + result_at<kCols>(16 * warp + lane % 16, 2 * j + lane / 16);
-    asm volatile(
-        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::
-            "r"(to),
-        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-        : "memory");
+    store_blocks(to, words);
   }
   store<T, kCols>(d, p, results, group, row + 64 * group, col);
 }

@@ -116,3 +116,32 @@ struct HalfGemmParams {
   int reserved;
 };
 static_assert(sizeof(HalfGemmParams) == 48, "launch/params.rs says 48");
+
+// One layer of half_chain.cu.
+struct HalfChainLayer {
+  const void* bias;  // [n] or null
+  int n;
+  int k;
+  int relu;
+  int cols;       // of a tile: 64 or 128
+  int col_tiles;  // n / cols, rounded up
+  int reserved;
+};
+static_assert(sizeof(HalfChainLayer) == 32, "launch/params.rs says 32");
+
+constexpr int kHalfChainLayers = 12;
+// Counts of one captured launch, and captured launches.
+constexpr int kHalfChainCounts = 256, kHalfChainSlots = 2048;
+
+// Its tensor maps are a parameter of their own.
+struct HalfChainParams {
+  void* d;  // [m, n of the last], dense, where `by_map` is 0
+  // [layers - 1, row_tiles] and one more, zero before and after
+  unsigned int* done;
+  int m;
+  int layers;
+  int row_tiles;  // of 128
+  int by_map;     // d's rows start on 16 bytes
+  HalfChainLayer layer[kHalfChainLayers];
+};
+static_assert(sizeof(HalfChainParams) == 416, "launch/params.rs says 416");

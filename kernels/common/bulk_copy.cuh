@@ -26,8 +26,8 @@ __device__ inline void copy_box(unsigned to, const TensorMap& map, int x, int y,
       : "memory");
 }
 
-// The same to the blocks of the cluster in `mask`, at the same place in each,
-// counted on the barrier at the same place in each.
+// As copy_box to the blocks of the cluster in `mask`, at the same place in
+// each, counted on the barrier at the same place in each.
 __device__ inline void copy_box_to(unsigned to, const TensorMap& map, int x,
                                    int y, unsigned barrier,
                                    unsigned short mask) {
@@ -53,6 +53,12 @@ __device__ inline void store_box(const TensorMap& map, int x, int y,
 __device__ inline void finish_stores() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Until this thread's stores so far are in global memory, for it to see.
+__device__ inline void complete_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 // `bytes` (a multiple of 16) from a multiple of 16.

@@ -10,7 +10,13 @@ template <int kStages, int kStageBytes>
 struct Ring {
   static constexpr int kBytes = kStages * kStageBytes + 16 * kStages;
 
-  unsigned base;
+  unsigned base, barriers;
+
+  // With the barriers behind the stages, or elsewhere.
+  __device__ explicit Ring(unsigned base)
+      : Ring(base, base + kStages * kStageBytes) {}
+  __device__ Ring(unsigned base, unsigned barriers)
+      : base(base), barriers(barriers) {}
 
   // A position, with the parity of its round.
   struct Turn {
@@ -27,9 +33,7 @@ struct Ring {
   __device__ unsigned data(int stage) const {
     return base + stage * kStageBytes;
   }
-  __device__ unsigned full(int stage) const {
-    return base + kStages * kStageBytes + 16 * stage;
-  }
+  __device__ unsigned full(int stage) const { return barriers + 16 * stage; }
   __device__ unsigned empty(int stage) const { return full(stage) + 8; }
 
   // By one thread, before others use it.

@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUstream;
 
 use super::call::Call;
 use super::device::{device, Device};
-use super::fp32::ReadyChain;
 use super::lanes::Lanes;
+use super::own_chain::OwnChain;
 use super::product::{log_line, Product};
 use super::relu_backward::ReluLaunch;
 use super::replay::Recording;
@@ -46,8 +46,7 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
         return Ok(Outcome::Done);
     }
     let mut failed = None;
-    let (fp32, multiprocessors) = (&device.modules.fp32, device.multiprocessors);
-    if let Some(chain) = ReadyChain::choose(fp32, call.settings, &key.work, multiprocessors) {
+    if let Some(chain) = OwnChain::choose(device, call.settings, &key.work) {
         let scratch = chain.scratch_bytes();
         if let Some(outcome) = missing_workspace(device, &call, scratch, false) {
             return Ok(outcome);
@@ -62,7 +61,7 @@ pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
                 if !call.capturing() {
                     chain.give_up();
                 }
-                log_line(|| format!("fp32 on the tensor cores: {reason}"));
+                log_line(|| format!("{}: {reason}", chain.name()));
                 failed = Some(reason);
             }
         }

@@ -113,6 +113,7 @@ impl HalfGemm {
             cluster: 1,
             shared: shape.shared_bytes(),
             overlaps,
+            cooperates: false,
         };
         let arguments = [
             (&raw const left).cast_mut().cast(),

@@ -22,19 +22,30 @@ pub struct Shape {
     /// It may start before the kernel in front on the stream has ended, and waits
     /// for that itself (`griddepcontrol.wait`).
     pub overlaps: bool,
+    /// All blocks run at once, or the launch fails.
+    pub cooperates: bool,
 }
 
 impl Shape {
     /// Calls `use_it` with the driver's form of this.
     fn with_config<R>(&self, stream: CUstream, use_it: impl FnOnce(&CUlaunchConfig) -> R) -> R {
         // SAFETY: integers and a union of plain data, for which zeros are valid.
-        let mut attributes: [CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut attributes: [CUlaunchAttribute; 3] = unsafe { std::mem::zeroed() };
         attributes[0].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
         attributes[0].value.clusterDim.x = self.cluster;
         attributes[0].value.clusterDim.y = 1;
         attributes[0].value.clusterDim.z = 1;
-        attributes[1].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attributes[1].value.programmaticStreamSerializationAllowed = 1;
+        let mut count = 1;
+        if self.overlaps {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if self.cooperates {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = 1;
+            count += 1;
+        }
         use_it(&CUlaunchConfig {
             gridDimX: self.grid.0,
             gridDimY: self.grid.1,
@@ -45,7 +56,7 @@ impl Shape {
             sharedMemBytes: self.shared,
             hStream: stream,
             attrs: attributes.as_mut_ptr(),
-            numAttrs: if self.overlaps { 2 } else { 1 },
+            numAttrs: count as u32,
         })
     }
 

@@ -2,7 +2,8 @@
 //! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
 //! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
-//! `small_mlp`, `half_gemm` and `fp32` (our kernels), `tensor_map` (matrices as the
+//! `small_mlp`, `half_gemm`, `half_chain` and `fp32` (our kernels), `own_chain` (which of
+//! them does a whole call), `tensor_map` (matrices as the
 //! copy engine sees them), `product` (one product with its plan), `exec` (one operator call), `replay`
 //! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
 //! Memory and streams belong to LibTorch; nothing here allocates device
@@ -10,6 +11,9 @@
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result::memset_d8_async;
+use cudarc::driver::sys::CUstream;
 
 use crate::plan::relu_grid;
 
@@ -19,10 +23,12 @@ pub mod device;
 pub mod exec;
 pub mod fp32;
 pub mod gemm;
+pub mod half_chain;
 pub mod half_gemm;
 pub mod kernel;
 pub mod lanes;
 pub mod modules;
+pub mod own_chain;
 pub mod params;
 pub mod product;
 pub mod relu_backward;
@@ -77,6 +83,19 @@ impl Workspace {
     pub const NONE: Self = Self { data: 0, bytes: 0, private: false };
     /// Size of the ticket area.
     pub const TICKET_BYTES: usize = relu_grid::TICKETS as usize * size_of::<u32>();
+
+    /// Zeroes the tickets of one that was not.
+    ///
+    /// # Safety
+    /// The device's context is current; the workspace has its tickets.
+    pub(crate) unsafe fn clear_if_private(&self, stream: CUstream) -> Result<(), Refusal> {
+        if !self.private {
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for the ticket area.
+        unsafe { memset_d8_async(self.data as u64, 0, Self::TICKET_BYTES, stream) }
+            .map_err(|error| Refusal::driver("clearing tickets", error))
+    }
 
     /// Held while one piece of work that uses the scratch memory is put on the
     /// stream: a split-K product is two kernels, and another thread's work on

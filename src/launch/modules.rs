@@ -1,11 +1,12 @@
 //! The embedded kernels: picks the image for a device and loads it once.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use cudarc::driver::result;
-use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::sys::{self, CUfunction, CUmodule};
 
 use super::fp32::Fp32Kernels;
+use super::half_chain::HalfChainKernels;
 use super::half_gemm::HalfGemm;
 use super::small_mlp::SmallMlp;
 use crate::plan::problem::Dtype;
@@ -35,6 +36,8 @@ pub struct Modules {
     pub fp32: Result<Fp32Kernels, String>,
     /// `kernels/half_gemm.cu`, or why cuBLASLt does all 16-bit products.
     pub half_gemm: Result<HalfGemm, String>,
+    /// `kernels/half_chain.cu`, or why no 16-bit chain goes in one launch.
+    pub half_chain: Result<HalfChainKernels, String>,
 }
 
 /// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
@@ -66,8 +69,9 @@ impl Modules {
             Err(reason) => (None, Some(reason)),
         };
         let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
-        let half_gemm = HalfGemm::load(capability);
-        Self { relu_backward, missing, small_mlp, fp32, half_gemm }
+        let (half_gemm, half_chain) =
+            (HalfGemm::load(capability), HalfChainKernels::load(capability));
+        Self { relu_backward, missing, small_mlp, fp32, half_gemm, half_chain }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -115,6 +119,23 @@ impl Module {
         unsafe { result::module::get_function(self.0, name) }
             .map_err(|error| format!("a kernel is missing from its image: {error:?}"))
     }
+
+    /// Address of one of its variables, of that size.
+    pub(super) fn variable(&self, name: &CStr, bytes: usize) -> Result<u64, String> {
+        let (mut address, mut found) = (0, 0);
+        // SAFETY: the module was loaded by `load` and is never unloaded; writes two
+        // numbers.
+        unsafe {
+            sys::cuModuleGetGlobal_v2(&raw mut address, &raw mut found, self.0, name.as_ptr())
+        }
+        .result()
+        .map_err(|error| format!("a variable is missing from its image: {error:?}"))?;
+        if found == bytes {
+            Ok(address)
+        } else {
+            Err(format!("{} has {found} bytes, expected {bytes}", name.to_string_lossy()))
+        }
+    }
 }
 
 fn load_relu_backward(capability: u32) -> Result<ReluBackward, String> {
@@ -159,7 +180,9 @@ mod tests {
             assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
         }
         // Their sources name one target.
-        for kernel in ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward", "half_gemm"] {
+        for kernel in
+            ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward", "half_chain", "half_gemm"]
+        {
             let ours = IMAGES.iter().filter(|i| i.kernel == kernel);
             let targets: Vec<_> = ours.map(|i| (i.capability, i.ptx)).collect();
             assert!(IMAGES.is_empty() || targets == [(90, false)], "{kernel} {targets:?}");

@@ -1,6 +1,6 @@
 //! Kernel parameter blocks, field for field those of `kernels/params.h`.
 
-use crate::plan::small_mlp;
+use crate::plan::{half_chain, small_mlp};
 
 /// See `kernels/params.h`. Device addresses as integers: nothing on this side
 /// follows them.
@@ -226,6 +226,70 @@ pub struct HalfGemmParams {
 
 const _: () = assert!(size_of::<HalfGemmParams>() == 48, "params.h says 48");
 
+/// Layers of [`HalfChainParams`], `kHalfChainLayers` there.
+pub const CHAIN_LAYERS: usize = half_chain::MAX_LAYERS;
+
+/// Counts of one captured launch, `kHalfChainCounts` there.
+pub const CHAIN_COUNTS: usize = 256;
+/// Captured launches, `kHalfChainSlots` there.
+pub const CHAIN_SLOTS: usize = 2048;
+
+/// One layer of `kernels/half_chain.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HalfChainLayer {
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// Columns of the result.
+    pub n: i32,
+    /// Length of each sum.
+    pub k: i32,
+    /// 1 if a ReLU follows.
+    pub relu: i32,
+    /// Columns of a tile: 64 or 128.
+    pub cols: i32,
+    /// `n / cols`, rounded up.
+    pub col_tiles: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+const _: () = assert!(size_of::<HalfChainLayer>() == 32, "params.h says 32");
+
+/// A chain of layers for `kernels/half_chain.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HalfChainParams {
+    /// `[m, n of the last layer]`, dense, where `by_map` is 0.
+    pub d: u64,
+    /// `[layers - 1, row_tiles]` and one more, zero before and after each launch.
+    pub done: u64,
+    /// Rows of every result.
+    pub m: i32,
+    /// Of `layer`, how many count.
+    pub layers: i32,
+    /// Of 128 rows, an even number.
+    pub row_tiles: i32,
+    /// 1 if the rows of `d` start on 16 bytes.
+    pub by_map: i32,
+    /// From the first on.
+    pub layer: [HalfChainLayer; CHAIN_LAYERS],
+}
+
+const _: () = assert!(size_of::<HalfChainParams>() == 416, "params.h says 416");
+
+/// `HalfChainMaps` of `kernels/half_chain.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HalfChainMaps {
+    /// Of each layer.
+    pub weight: [TensorMap; CHAIN_LAYERS],
+    /// The input, then the result of each layer.
+    pub activation: [TensorMap; CHAIN_LAYERS + 1],
+}
+
+const _: () = assert!(size_of::<HalfChainMaps>() == 3200, "half_chain.cu has as many");
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
@@ -278,8 +342,13 @@ mod tests {
         assert_eq!(fields(&Fp32GemmParams::default()), declared("Fp32GemmParams"));
         assert_eq!(fields(&Fp32PackParams::default()), declared("Fp32PackParams"));
         assert_eq!(fields(&HalfGemmParams::default()), declared("HalfGemmParams"));
+        assert_eq!(fields(&HalfChainLayer::default()), declared("HalfChainLayer"));
+        assert_eq!(fields(&HalfChainParams::default()), declared("HalfChainParams"));
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
+        assert!(HEADER.contains(&format!("kHalfChainLayers = {CHAIN_LAYERS};")));
+        let slots = format!("kHalfChainCounts = {CHAIN_COUNTS}, kHalfChainSlots = {CHAIN_SLOTS};");
+        assert!(HEADER.contains(&slots));
     }
 }

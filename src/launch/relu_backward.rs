@@ -65,13 +65,9 @@ impl ReluLaunch {
     /// has the tickets and [`Self::scratch_bytes`] behind them if that is not 0.
     pub unsafe fn launch(&self, workspace: Workspace, stream: CUstream) -> Result<(), Refusal> {
         let failed = |error| Refusal::driver("launching relu_backward", error);
-        if workspace.private && self.scratch_bytes() > 0 {
+        if self.scratch_bytes() > 0 {
             // SAFETY: the caller vouches for the ticket area.
-            unsafe {
-                let tickets = workspace.data as u64;
-                result::memset_d8_async(tickets, 0, Workspace::TICKET_BYTES, stream)
-            }
-            .map_err(failed)?;
+            unsafe { workspace.clear_if_private(stream) }?;
         }
         let Matrix { data, rows, cols, row_stride, col_stride } = self.call.grad;
         let mut params = ReluBackwardParams {

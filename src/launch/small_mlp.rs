@@ -57,7 +57,7 @@ impl SmallMlp {
 
 fn shape(variant: Variant, cluster: u32, clusters: u32, shared: u32) -> Shape {
     let grid = (cluster * clusters, 1);
-    Shape { grid, threads: variant.threads(), cluster, shared, overlaps: false }
+    Shape { grid, threads: variant.threads(), cluster, shared, overlaps: false, cooperates: false }
 }
 
 /// One launch that does a chain, decided but not made.

@@ -1,6 +1,5 @@
 //! The launches of a chain.
 
-use cudarc::driver::result;
 use cudarc::driver::sys::CUstream;
 
 use super::super::call::Call;
@@ -62,15 +61,8 @@ impl<'a> ReadyChain<'a> {
         log_line(|| format!("fp32 on the tensor cores: {}", self.chain));
         // What is in scratch memory passes from kernel to kernel.
         let _turn = call.workspace.turn();
-        if call.workspace.private {
-            // SAFETY: the caller vouches for the ticket area.
-            unsafe {
-                let tickets = call.workspace.data as u64;
-                let stream = call.stream as CUstream;
-                result::memset_d8_async(tickets, 0, Workspace::TICKET_BYTES, stream)
-            }
-            .map_err(|error| Refusal::driver("clearing tickets", error))?;
-        }
+        // SAFETY: the caller vouches for the ticket area.
+        unsafe { call.workspace.clear_if_private(call.stream as CUstream) }?;
         for (index, job) in self.chain.jobs.iter().enumerate() {
             // The first waits for whatever made the operands.
             let on = On { kernels: self.kernels, call, overlaps: index > 0, chain: &self.chain };
@@ -108,7 +100,14 @@ impl On<'_> {
 
     fn small(&self, grid: (i64, i64)) -> Shape {
         let grid = (grid.0 as u32, grid.1 as u32);
-        Shape { grid, threads: SMALL_THREADS, cluster: 1, shared: 0, overlaps: self.overlaps }
+        Shape {
+            grid,
+            threads: SMALL_THREADS,
+            cluster: 1,
+            shared: 0,
+            overlaps: self.overlaps,
+            cooperates: false,
+        }
     }
 
     /// # Safety
@@ -174,6 +173,7 @@ impl On<'_> {
             cluster: tiling.blocks as u32,
             shared: SHARED_BYTES,
             overlaps: self.overlaps,
+            cooperates: false,
         };
         let function = self.kernels.gemm(gemm.order, tiling.shape);
         let arguments = [(&raw const map).cast_mut().cast(), (&raw const params).cast_mut().cast()];

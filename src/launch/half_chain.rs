@@ -1,0 +1,216 @@
+//! Launches `kernels/half_chain.cu`: a whole 16-bit forward pass at once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use cudarc::driver::sys::{CUfunction, CUstream};
+
+use super::call::Call;
+use super::kernel::{allow, Shape};
+use super::modules::Module;
+use super::params::{
+    HalfChainLayer, HalfChainMaps, HalfChainParams, TensorMap, CHAIN_COUNTS, CHAIN_SLOTS,
+};
+use super::product::{log_line, logging};
+use super::tensor_map::Boxes;
+use super::Refusal;
+use crate::plan::check::{Matrix, Settings};
+use crate::plan::half_chain::{self, HalfChain, Policy, BOX_ROWS, PAIR, SHARED_BYTES, THREADS};
+use crate::plan::layer::{Layer, Work};
+use crate::plan::problem::Dtype;
+
+/// The functions of one device.
+pub struct HalfChainKernels {
+    functions: [CUfunction; 2],
+    /// Blocks that run at a time.
+    at_once: i64,
+    policy: Policy,
+    /// A launch failed.
+    failed: AtomicBool,
+    counts: Counts,
+}
+
+/// `half_chain_counts`: zero, and zero again behind each launch.
+struct Counts {
+    data: u64,
+    taken: AtomicUsize,
+}
+
+impl Counts {
+    /// For a captured launch that needs that many, for good: its graph may be
+    /// replayed at any time. `None` if all are taken.
+    fn take(&self, needed: i64) -> Option<u64> {
+        if needed > CHAIN_COUNTS as i64 || self.taken.load(Ordering::Relaxed) >= CHAIN_SLOTS {
+            return None;
+        }
+        let slot = self.taken.fetch_add(1, Ordering::Relaxed);
+        let bytes = CHAIN_COUNTS * size_of::<u32>();
+        (slot < CHAIN_SLOTS).then(|| self.data + (slot * bytes) as u64)
+    }
+}
+
+// SAFETY: a CUfunction is a handle into a module that is never unloaded, and
+// launching it is thread-safe (CUDA driver API, thread safety).
+unsafe impl Send for HalfChainKernels {}
+// SAFETY: as above.
+unsafe impl Sync for HalfChainKernels {}
+
+/// Elements of a run of a box: 128 bytes.
+const RUN: u32 = 64;
+
+impl HalfChainKernels {
+    /// Loads them and asks how many blocks run at a time; the device's context must
+    /// be current.
+    ///
+    /// # Errors
+    /// Why there are none: other devices, an old driver, `HYPATIA_HALF_CHAIN=0`.
+    pub fn load(capability: u32) -> Result<Self, String> {
+        let policy = match std::env::var("HYPATIA_HALF_CHAIN").as_deref() {
+            Ok("0") => return Err("HYPATIA_HALF_CHAIN=0".to_owned()),
+            Ok("1") => Policy::Always,
+            _ => Policy::WhereFaster,
+        };
+        let module = Module::load("half_chain", capability)?;
+        let mut functions = [std::ptr::null_mut(); 2];
+        let mut at_once = i64::MAX;
+        for (function, name) in functions.iter_mut().zip(["f16", "bf16"]) {
+            *function = module.function(format!("half_chain_{name}"))?;
+            allow(*function, SHARED_BYTES)?;
+            let clusters = shape(PAIR).clusters_at_once(*function);
+            at_once = at_once.min(i64::from(clusters) * PAIR);
+        }
+        let bytes = CHAIN_SLOTS * CHAIN_COUNTS * size_of::<u32>();
+        let data = module.variable(c"half_chain_counts", bytes)?;
+        let counts = Counts { data, taken: AtomicUsize::new(0) };
+        Ok(Self { functions, at_once, policy, failed: AtomicBool::new(false), counts })
+    }
+}
+
+fn shape(blocks: i64) -> Shape {
+    Shape {
+        grid: (blocks as u32, 1),
+        threads: THREADS,
+        cluster: PAIR as u32,
+        shared: SHARED_BYTES,
+        overlaps: false,
+        // Its blocks wait for one another.
+        cooperates: true,
+    }
+}
+
+/// One launch that does a chain, decided but not made.
+pub struct HalfChainLaunch<'a> {
+    kernels: &'a HalfChainKernels,
+    chain: HalfChain,
+    function: CUfunction,
+    maps: HalfChainMaps,
+    params: HalfChainParams,
+}
+
+impl<'a> HalfChainLaunch<'a> {
+    /// `None` if the layers run one by one.
+    pub fn choose(
+        kernels: &'a Result<HalfChainKernels, String>,
+        settings: Settings,
+        work: &Work,
+    ) -> Option<Self> {
+        let kernels = kernels.as_ref().ok()?;
+        let Work::Forward(input, layers) = work else { return None };
+        if settings.dtype == Dtype::F32 || kernels.failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let chain = half_chain::choose(settings, work, kernels.at_once, kernels.policy);
+        if let (true, Err(reason)) = (logging(), &chain) {
+            log_line(|| format!("16 bits layer by layer: {reason}"));
+        }
+        let chain = chain.ok()?;
+        let maps = maps(&chain, settings.dtype, *input, layers).ok()?;
+        let params = params(&chain, layers);
+        let function = kernels.functions[usize::from(settings.dtype == Dtype::Bf16)];
+        Some(Self { kernels, chain, function, maps, params })
+    }
+
+    /// Puts it on the call's stream.
+    ///
+    /// # Safety
+    /// The device's context is current; the addresses of the work are valid on it
+    /// for their shapes until the stream has passed this point; the call's
+    /// workspace has its tickets.
+    ///
+    /// # Errors
+    /// When the driver reports one.
+    pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
+        log_line(|| format!("16 bits in one launch: {}", self.chain));
+        let stream = call.stream as CUstream;
+        let _turn = call.workspace.turn();
+        let workspace = &call.workspace;
+        let own = workspace.private.then(|| self.kernels.counts.take(self.chain.counts()));
+        let done = if let Some(counts) = own.flatten() {
+            counts
+        } else {
+            // SAFETY: the caller vouches for the ticket area.
+            unsafe { workspace.clear_if_private(stream) }?;
+            workspace.data as u64
+        };
+        let params = HalfChainParams { done, ..self.params };
+        let arguments =
+            [(&raw const self.maps).cast_mut().cast(), (&raw const params).cast_mut().cast()];
+        // SAFETY: the parameter blocks are those the kernel declares (params.rs is
+        // held to params.h by a test) and are only read; the caller vouches for the
+        // addresses; extents, alignment and tickets are those the kernel takes
+        // (plan::half_chain).
+        unsafe { shape(self.chain.blocks).launch(self.function, stream, arguments) }
+            .map_err(|error| Refusal::driver("launching half_chain", error))
+    }
+
+    /// A launch failed: from now on the device's layers run one by one.
+    pub fn give_up(&self) {
+        self.kernels.failed.store(true, Ordering::Relaxed);
+    }
+}
+
+fn maps(
+    chain: &HalfChain,
+    dtype: Dtype,
+    input: Matrix,
+    layers: &[Layer],
+) -> Result<HalfChainMaps, Refusal> {
+    let encode = |m: Matrix, box_rows: i64| {
+        let (run, runs, ld) = (m.cols, m.rows, m.row_stride);
+        let size = [RUN, box_rows as u32];
+        Boxes { data: m.data, dtype, run, runs, ld, size }.encode()
+    };
+    let mut maps = HalfChainMaps::default();
+    maps.activation[0] = encode(input, BOX_ROWS)?;
+    for (i, (layer, tiled)) in layers.iter().zip(&chain.layers).enumerate() {
+        maps.weight[i] = encode(layer.weight, tiled.cols / PAIR)?;
+        let result = Matrix::dense(layer.output, chain.rows, tiled.n);
+        let stored = i + 1 < layers.len() || chain.by_map;
+        maps.activation[i + 1] =
+            if stored { encode(result, BOX_ROWS)? } else { TensorMap::default() };
+    }
+    Ok(maps)
+}
+
+fn params(chain: &HalfChain, layers: &[Layer]) -> HalfChainParams {
+    let mut params = HalfChainParams {
+        d: layers.last().map_or(0, |layer| layer.output) as u64,
+        done: 0,
+        m: chain.rows as i32,
+        layers: layers.len() as i32,
+        row_tiles: chain.row_tiles as i32,
+        by_map: chain.by_map.into(),
+        ..HalfChainParams::default()
+    };
+    for (to, (layer, tiled)) in params.layer.iter_mut().zip(layers.iter().zip(&chain.layers)) {
+        *to = HalfChainLayer {
+            bias: layer.bias.unwrap_or_default() as u64,
+            n: tiled.n as i32,
+            k: tiled.k as i32,
+            relu: layer.relu.into(),
+            cols: tiled.cols as i32,
+            col_tiles: tiled.col_tiles as i32,
+            reserved: 0,
+        };
+    }
+    params
+}

@@ -1,0 +1,74 @@
+//! A whole piece of work by kernels of ours: strict fp32 on the tensor cores, or a
+//! 16-bit forward pass in one launch.
+
+use super::call::Call;
+use super::device::Device;
+use super::fp32::ReadyChain;
+use super::half_chain::HalfChainLaunch;
+use super::Refusal;
+use crate::plan::check::Settings;
+use crate::plan::layer::Work;
+
+/// Decided but not launched.
+pub enum OwnChain<'a> {
+    /// `kernels/fp32_*.cu`.
+    Fp32(ReadyChain<'a>),
+    /// `kernels/half_chain.cu`.
+    Half(Box<HalfChainLaunch<'a>>),
+}
+
+impl<'a> OwnChain<'a> {
+    /// `None` if the layers run one by one.
+    pub fn choose(device: &'a Device, settings: Settings, work: &Work) -> Option<Self> {
+        let modules = &device.modules;
+        if settings.is_strict_fp32() {
+            let chosen = ReadyChain::choose(&modules.fp32, settings, work, device.multiprocessors);
+            return chosen.map(Self::Fp32);
+        }
+        let chosen = HalfChainLaunch::choose(&modules.half_chain, settings, work);
+        chosen.map(|launch| Self::Half(Box::new(launch)))
+    }
+
+    /// For messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Fp32(_) => "fp32 on the tensor cores",
+            Self::Half(_) => "16 bits in one launch",
+        }
+    }
+
+    /// Scratch bytes behind the tickets; both use the tickets.
+    pub fn scratch_bytes(&self) -> usize {
+        match self {
+            Self::Fp32(chain) => chain.scratch_bytes(),
+            Self::Half(_) => 256,
+        }
+    }
+
+    /// Puts all of it on the call's stream.
+    ///
+    /// # Safety
+    /// The device's context is current; the addresses of the work are valid on it
+    /// for their shapes until the stream has passed this point; the call's
+    /// workspace has [`Self::scratch_bytes`] behind its tickets.
+    ///
+    /// # Errors
+    /// When the driver reports one.
+    pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
+        // SAFETY: forwarded.
+        unsafe {
+            match self {
+                Self::Fp32(chain) => chain.launch(call),
+                Self::Half(launch) => launch.launch(call),
+            }
+        }
+    }
+
+    /// A launch failed: from now on the device does without.
+    pub fn give_up(&self) {
+        match self {
+            Self::Fp32(chain) => chain.give_up(),
+            Self::Half(launch) => launch.give_up(),
+        }
+    }
+}

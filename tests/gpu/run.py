@@ -82,6 +82,7 @@ def sanitizers():
             HYPATIA_TUNE="0",
             HYPATIA_FP32="tensor",
             HYPATIA_HALF_GEMM="1",
+            HYPATIA_HALF_CHAIN="1",
         )
     ]
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
@@ -144,6 +145,7 @@ def main():
                     [sys.executable, "-m", "unittest", "test_numbers", "test_chains"],
                     cwd=HERE,
                     HYPATIA_HALF_GEMM="1",
+                    HYPATIA_HALF_CHAIN="1",
                     HYPATIA_TUNE="0",
                 )
             )

@@ -1,7 +1,8 @@
 //! Runs plans on CUDA through cudarc: `call` (where a call runs), `device` (context,
 //! handles, properties),
 //! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
-//! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
+//! `algorithm` (what a plan chooses), `tune` (timing algorithms), `kept_plans` and
+//! `plan_file` (plans that outlive the process), `notice` (warnings), `kernel` (launches of ours), `relu_backward`,
 //! `small_mlp`, `half_gemm` and `fp32` (our kernels), `tensor_map` (matrices as the
 //! copy engine sees them), `product` (one product with its plan), `exec` (one operator call), `replay`
 //! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
@@ -13,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::plan::relu_grid;
 
+pub mod algorithm;
 pub mod call;
 pub mod cublaslt;
 pub mod device;
@@ -20,10 +22,13 @@ pub mod exec;
 pub mod fp32;
 pub mod gemm;
 pub mod half_gemm;
+pub mod kept_plans;
 pub mod kernel;
 pub mod lanes;
 pub mod modules;
+pub mod notice;
 pub mod params;
+pub mod plan_file;
 pub mod product;
 pub mod relu_backward;
 pub mod replay;

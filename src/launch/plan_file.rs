@@ -34,6 +34,8 @@ struct State {
     plans: HashMap<Gemm, Kept>,
     /// Lines that may still be written; none once something went wrong.
     room: usize,
+    /// The next begins with an end: the file had none.
+    unended: bool,
 }
 
 impl PlanFile {
@@ -43,7 +45,7 @@ impl PlanFile {
     pub fn open(folder: &Path, header: &text::Header) -> (Self, Option<Trouble>) {
         let header = header.to_string();
         let path = folder.join(text::file_name(&header));
-        let state = State { plans: HashMap::new(), room: 0 };
+        let state = State { plans: HashMap::new(), room: 0, unended: false };
         let mut opened = Self { path, header, state: Mutex::new(state) };
         let trouble = opened.read().err();
         (opened, trouble)
@@ -73,6 +75,12 @@ impl PlanFile {
             }
             Err(error) => return Err(self.unread(&error)),
         }
+        if bytes.is_empty() {
+            // As a crash may leave it.
+            let _ = self.create(&text::render(&self.header, []), true);
+            self.state().room = MOST;
+            return Ok(());
+        }
         let contents = text::parse(&bytes, &self.header).map_err(|got| Trouble {
             sentence: format!(
                 "expected {shown} to begin with {:?}, got {got:?}; the file is ignored",
@@ -81,14 +89,16 @@ impl PlanFile {
             damage: true,
         })?;
         let mut left = MOST.saturating_sub(contents.lines);
+        let mut unended = !contents.ended;
         if contents.wants_rewriting() {
             // A folder that cannot be written shows when the next plan is kept.
             let whole = text::render(&self.header, &contents.plans);
-            let _ = self.create(&whole, true);
-            left = MOST - contents.plans.len();
+            if self.create(&whole, true).is_ok() {
+                (left, unended) = (MOST - contents.plans.len(), false);
+            }
         }
         let mut state = self.state();
-        state.room = left;
+        (state.room, state.unended) = (left, unended);
         state.plans = contents.plans.iter().map(|kept| (kept.gemm, *kept)).collect();
         if contents.damaged == 0 {
             return Ok(());
@@ -126,7 +136,8 @@ impl PlanFile {
             return Ok(());
         }
         state.room -= 1;
-        self.append(&format!("{kept}\n")).map_err(|error| {
+        let end = if std::mem::take(&mut state.unended) { "\n" } else { "" };
+        self.append(&format!("{end}{kept}\n")).map_err(|error| {
             state.room = 0;
             let shown = self.path.display();
             let sentence =

@@ -152,7 +152,8 @@ fn processes_share_a_file() {
     }
     let (all, trouble) = folder.open();
     assert_eq!((all.known(), trouble, folder.names()), (1200, None, 1));
-    assert_eq!(folder.text().lines().count(), 1201, "one header");
+    // Perhaps with empty lines: who reads while another writes may see half a line.
+    assert_eq!(folder.text().matches("hypatia-plans").count(), 1, "one header");
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn a_damaged_file_gives_the_rest_once_and_is_mended() {
     assert_eq!(
         trouble.sentence,
         format!(
-            "expected 5 whole lines of timed plans in {}, got 2 that are damaged; these are ignored",
+            "expected 4 whole lines of timed plans in {}, got 1 that are damaged; these are ignored",
             shown.display()
         )
     );
@@ -185,17 +186,49 @@ fn a_damaged_file_gives_the_rest_once_and_is_mended() {
 
 #[test]
 fn a_line_without_its_end_does_not_spoil_the_next() {
-    for cut in [0, 1] {
-        let folder = Folder::new("end");
-        folder.open().0.keep(plan(1, 1.0)).unwrap();
-        let text = folder.text();
-        fs::write(folder.file(), if cut == 0 { "" } else { &text[..text.len() - 1] }).unwrap();
+    let folder = Folder::new("end");
+    folder.open().0.keep(plan(1, 1.0)).unwrap();
+    let text = folder.text();
+    let begin = text.lines().next().unwrap().len();
+    for (cut, known) in [(0, 0), (begin, 0), (begin + 9, 0), (text.len() - 1, 1)] {
+        fs::write(folder.file(), &text[..cut]).unwrap();
         let (file, trouble) = folder.open();
-        assert_eq!((file.known(), trouble), (cut, None));
+        // Another process may be writing it: no damage, and not to be replaced.
+        assert_eq!((file.known(), trouble), (known, None), "{cut}");
+        assert!(cut == 0 || folder.text() == text[..cut], "{cut}");
         file.keep(plan(2, 2.0)).unwrap();
-        let (file, trouble) = folder.open();
-        assert_eq!((file.known(), trouble), (cut + 1, None));
+        file.keep(plan(3, 3.0)).unwrap();
+        assert!(!folder.text().contains("\n\n"), "only where it is needed");
+        let (file, _) = folder.open();
+        assert_eq!(file.known(), known + 2, "{cut}");
     }
+}
+
+#[test]
+fn a_line_that_is_just_being_written_is_not_lost() {
+    let folder = Folder::new("being-written");
+    folder.open().0.keep(plan(1, 1.0)).unwrap();
+    let whole = format!("{}{}\n", folder.text(), plan(2, 2.0));
+    let mut other = OpenOptions::new().append(true).open(folder.file()).unwrap();
+    let (half, rest) = whole[folder.text().len()..].split_at(100);
+    other.write_all(half.as_bytes()).unwrap();
+    let (file, trouble) = folder.open();
+    assert_eq!((file.known(), trouble), (1, None));
+    other.write_all(rest.as_bytes()).unwrap();
+    file.keep(plan(3, 3.0)).unwrap();
+    let (all, trouble) = folder.open();
+    assert_eq!((all.known(), trouble), (3, None));
+}
+
+#[test]
+fn who_comes_second_appends_to_what_the_first_made() {
+    let folder = Folder::new("second");
+    let (first, second) = (folder.open().0, folder.open().0);
+    first.keep(plan(1, 1.0)).unwrap();
+    second.create(&text::render(&second.header, &[plan(2, 2.0)]), false).unwrap();
+    let (all, trouble) = folder.open();
+    assert_eq!((all.known(), trouble, folder.names()), (2, None, 1));
+    assert_eq!(folder.text().lines().count(), 3, "one header");
 }
 
 #[test]

@@ -84,10 +84,7 @@ fn body(kept: &Kept) -> String {
 #[must_use]
 pub fn parse(line: &[u8]) -> Option<Kept> {
     let line = std::str::from_utf8(line).ok()?;
-    let (text, sum) = line.rsplit_once(" sum=")?;
-    if u64::from_str_radix(sum, 16).ok()? != hash(text.as_bytes(), SEED) {
-        return None;
-    }
+    let (text, _) = line.rsplit_once(" sum=")?;
     let mut words = text.split(' ');
     let mut value = |name| words.next()?.strip_prefix(name)?.strip_prefix('=');
     let dtype = value_of(&DTYPES, value("dtype")?)?;
@@ -119,7 +116,7 @@ pub fn parse(line: &[u8]) -> Option<Kept> {
         us => Some(number(us)?),
     };
     let kept = Kept::new(&gemm, choice, us);
-    // Leading zeros, signs, more words: not ours.
+    // Another checksum, leading zeros, signs, more words: damage.
     (kept.to_string() == line).then_some(kept)
 }
 

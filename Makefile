@@ -35,6 +35,9 @@ export HYPATIA_GIT_REVISION := $(shell git describe --always --abbrev=12 --dirty
 .PHONY: help setup build test test-rust test-python test-cpp test-build demo bench gpu-test gpu-bundle \
 	install lint format clean
 
+# Plans that were timed before must not decide what is tested.
+test-rust test-python test-cpp: export HYPATIA_PLAN_CACHE := 0
+
 help:
 	@sed -n 's/^#   //p' Makefile
 

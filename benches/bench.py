@@ -8,6 +8,8 @@ a chain of our single operators, one call of fused_mlp; wall time in a Python
 loop and, on CUDA, captured in a CUDA graph) and `single` (one operator call, wall
 time, against eager's linear + ReLU). A training step is forward and the
 gradients of the input and all parameters. `benches/plot.py` draws the JSON.
+Algorithms are timed afresh in every run: plans of earlier ones are not taken unless
+HYPATIA_PLAN_CACHE says so.
 """
 
 import argparse
@@ -159,6 +161,7 @@ def peak_rate(mode="fp32"):
 
 def main():
     args = arguments()
+    os.environ.setdefault("HYPATIA_PLAN_CACHE", "0")
     library = os.environ.get("HYPATIA_LIBRARY", ROOT / "target/release/libhypatia.so")
     torch.ops.load_library(str(library))
     cuda = args.device == "cuda"

@@ -25,7 +25,12 @@ void warn_once(const char* op, const bridge::Report& report, const char* wanted,
 }  // namespace
 
 bool done(const char* op, const bridge::Report& report) {
-  if (report.status == bridge::Status::Done) return true;
+  if (report.status == bridge::Status::Done) {
+    if (report.warn) {
+      TORCH_WARN("hypatia::", op, ": ", std::string(report.reason));
+    }
+    return true;
+  }
   if (report.warn) {
     warn_once(op, report, "its own CUDA path", "ATen computes it instead");
   }

@@ -15,7 +15,7 @@ pub mod session;
 use crate::build_info;
 use crate::error::{guarded, Error};
 use crate::launch::call::Call;
-use crate::launch::exec;
+use crate::launch::{exec, notice};
 use crate::launch::{Outcome, Refusal, Scope, Workspace};
 use crate::plan::check::{Matrix, Settings};
 use crate::plan::layer::{Layer, LayerBackward, Work};
@@ -73,7 +73,7 @@ pub mod ffi {
     struct Report {
         status: Status,
         workspace_bytes: usize,
-        /// The user should hear of `reason`.
+        /// The user should hear of `reason`; with `Done`, of a whole sentence there.
         warn: bool,
         reason: String,
     }
@@ -249,7 +249,10 @@ unsafe fn mlp_backward(
 
 fn report(outcome: Result<Outcome, Refusal>) -> ffi::Report {
     let (status, workspace_bytes, warn, reason) = match outcome {
-        Ok(Outcome::Done) => (ffi::Status::Done, 0, false, String::new()),
+        Ok(Outcome::Done) => {
+            let notice = notice::take();
+            (ffi::Status::Done, 0, notice.is_some(), notice.unwrap_or_default())
+        }
         Ok(Outcome::NeedsWorkspace { bytes, scope }) => {
             let status = match scope {
                 Scope::Stream => ffi::Status::NeedsStreamWorkspace,

@@ -10,11 +10,14 @@ pub fn json() -> String {
     let archs = list(env!("HYPATIA_CUDA_ARCHS").split_whitespace());
     let cublaslt = launch::device::cublaslt_version()
         .map_or_else(|| "null".to_owned(), |version| version.to_string());
+    let plan_cache = launch::kept_plans::folder()
+        .map_or_else(|| "null".to_owned(), |folder| quoted(&folder.to_string_lossy()));
     format!(
         concat!(
             "{{\"version\": {}, \"abi_version\": {}, \"libtorch\": {}, ",
             "\"git_revision\": {}, \"cuda_archs\": {}, \"cuda_kernels\": {}, ",
-            "\"strict_fp32\": {}, \"cublaslt\": {}, \"gemm_plans\": {}, \"recordings\": {}, ",
+            "\"strict_fp32\": {}, \"cublaslt\": {}, \"gemm_plans\": {}, ",
+            "\"plan_cache\": {}, \"plans_from_cache\": {}, \"recordings\": {}, ",
             "\"cpu_features\": {}, \"cpu_kernels\": {}}}"
         ),
         quoted(env!("CARGO_PKG_VERSION")),
@@ -26,6 +29,8 @@ pub fn json() -> String {
         quoted(strict_fp32()),
         cublaslt,
         launch::product::plans_kept(),
+        plan_cache,
+        launch::kept_plans::plans_taken(),
         launch::replay::recordings_made(),
         list(cpu_features().into_iter()),
         cpu_kernels(),

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{self, CudaContext};
 
 use super::cublaslt::{self, CublasLt, LtHandle};
+use super::kept_plans::KeptPlans;
 use super::modules::Modules;
 use super::Refusal;
 
@@ -24,6 +25,8 @@ pub struct Device {
     pub gemm_workspace_limit: usize,
     /// Our kernels; empty where none was built for this device.
     pub modules: Modules,
+    /// Timed plans that outlive the process.
+    pub kept_plans: KeptPlans,
     recording: Mutex<Stream>,
 }
 
@@ -75,6 +78,7 @@ impl Device {
             multiprocessors: i64::from(multiprocessors),
             gemm_workspace_limit: gemm_workspace_limit(capability),
             modules,
+            kept_plans: KeptPlans::default(),
             recording: Mutex::new(Stream(recording)),
         })
     }
@@ -82,6 +86,11 @@ impl Device {
     /// A stream that nothing runs on: calls are recorded on it, one at a time.
     pub(super) fn recording_stream(&self) -> MutexGuard<'_, Stream> {
         self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As the driver names it; nothing if it does not.
+    pub(super) fn name(&self) -> String {
+        self.context.name().unwrap_or_default()
     }
 
     /// The cuBLASLt of the process.

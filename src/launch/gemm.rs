@@ -1,54 +1,18 @@
 //! From a [`Gemm`] to a ready-made cuBLASLt call, or to a launch of our own kernel
 //! where that was timed to be faster.
 
-use std::fmt;
-
 use cudarc::cublaslt::sys;
 use cudarc::driver::sys::CUstream;
 
+use super::algorithm::Algorithm;
 use super::cublaslt::{self, CublasLt, MatrixLayout};
 use super::device::Device;
 use super::Refusal;
-use crate::plan::half::{self, Tiling};
+use crate::plan::half;
+use crate::plan::kept::Choice;
 use crate::plan::layer::GemmData;
 use crate::plan::problem::{Dtype, Epilogue, Gemm, Math};
-
-/// One way to do a product.
-#[derive(Debug, Clone, Copy)]
-pub enum Algorithm {
-    /// cuBLASLt's, with the workspace it needs.
-    Library(cublaslt::Found),
-    /// `kernels/half_gemm.cu`.
-    Own(Tiling),
-}
-
-impl Algorithm {
-    /// Scratch bytes that it needs.
-    pub fn workspace_bytes(&self) -> usize {
-        match self {
-            Self::Library(found) => found.workspaceSize,
-            Self::Own(_) => 0,
-        }
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Library(_) => f.write_str("cuBLASLt's"),
-            Self::Own(tiling) => write!(f, "{tiling}"),
-        }
-    }
-}
-
-/// Algorithms asked of the heuristic at a time; it returns at most 8.
-const CANDIDATES: usize = 8;
-
-/// Workspace limits under which the heuristic is asked, in bytes. Its lists
-/// differ: on an H200, TF32 256x512x512 takes 5.4 us with the best algorithm
-/// of the lists for 1 to 16 MiB and 7.5 us with that of the list for 32 MiB,
-/// while some strict fp32 products want more than 16 MiB.
-const WORKSPACE_LIMITS: [usize; 3] = [8 << 20, usize::MAX, 0];
+use crate::plan::tuning::Effort;
 
 /// Everything about a product that does not change from call to call.
 pub struct GemmPlan {
@@ -105,13 +69,18 @@ fn arithmetic(math: Math) -> (sys::cublasComputeType_t, sys::cudaDataType, Scala
 }
 
 impl GemmPlan {
-    /// Builds the descriptors and asks the heuristic for algorithms; the best
-    /// guess is in use until `tune` knows better. `data` counts only for its
-    /// alignment.
+    /// Builds the descriptors and asks the heuristic for as many algorithms as `effort`
+    /// says; the best guess is in use until `tune` knows better. `data` counts only for
+    /// its alignment.
     ///
     /// # Errors
     /// When cuBLASLt has no algorithm.
-    pub fn new(device: &Device, gemm: &Gemm, data: GemmData) -> Result<Self, Refusal> {
+    pub fn new(
+        device: &Device,
+        gemm: &Gemm,
+        data: GemmData,
+        effort: &Effort,
+    ) -> Result<Self, Refusal> {
         let library = device.cublaslt();
         let (mut description, one) = describe(library, gemm, data)?;
         let dtype = data_type(gemm.dtype);
@@ -129,13 +98,19 @@ impl GemmPlan {
         let d = layout(gemm.m, gemm.n, gemm.ldd)?;
 
         let mut candidates: Vec<Algorithm> = vec![];
-        for limit in WORKSPACE_LIMITS {
+        for &limit in effort.limits {
             let limit = limit.min(device.gemm_workspace_limit);
             let preference = preference(library, gemm, limit)
                 .map_err(|failure| failure.of("cublasLtMatmulPreferenceSetAttribute"))?;
             let layouts = [&a, &b, &d];
             let found = library
-                .algorithms(device.handle(), &mut description, layouts, &preference, CANDIDATES)
+                .algorithms(
+                    device.handle(),
+                    &mut description,
+                    layouts,
+                    &preference,
+                    effort.candidates,
+                )
                 .unwrap_or_default(); // No algorithm: the other limits decide.
             for algorithm in found {
                 let differs = |known: &Algorithm| match known {
@@ -171,6 +146,21 @@ impl GemmPlan {
             rank: 0,
             candidates,
         })
+    }
+
+    /// Uses the candidate at `rank`.
+    pub fn choose(&mut self, rank: usize) {
+        self.algorithm = self.candidates[rank];
+        self.rank = rank;
+    }
+
+    /// Uses what another process chose, if that is among the candidates.
+    pub fn take(&mut self, choice: &Choice) -> bool {
+        let found = self.candidates.iter().position(|candidate| candidate.choice() == *choice);
+        if let Some(rank) = found {
+            self.choose(rank);
+        }
+        found.is_some()
     }
 
     /// Whether it is a layer's forward pass, which may begin while the kernel in

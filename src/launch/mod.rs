@@ -1,11 +1,12 @@
-//! Runs plans on CUDA through cudarc: `call` (where a call runs), `device` (context,
-//! handles, properties),
-//! `modules` (embedded kernels), `cublaslt` (its functions), `gemm` (its plans),
-//! `tune` (timing its algorithms), `kernel` (launches of ours), `relu_backward`,
-//! `small_mlp`, `half_gemm`, `half_chain` and `fp32` (our kernels), `own_chain` (which of
-//! them does a whole call), `tensor_map` (matrices as the
-//! copy engine sees them), `product` (one product with its plan), `exec` (one operator call), `replay`
-//! (calls that were recorded as CUDA graphs), `lanes` (branches in a captured graph).
+//! Runs plans on CUDA through cudarc. A call: `call` (where it runs), `exec` (all of
+//! it), `own_chain` (whether kernels of ours do it as a whole), `product` (one product
+//! with its plan), `replay` (calls recorded as CUDA graphs), `lanes` (branches in a
+//! captured graph). Products by the library: `cublaslt` (its functions), `gemm` (plans),
+//! `algorithm` (what a plan chooses), `tune` (timing), `kept_plans` and `plan_file`
+//! (plans that outlive the process). Kernels of ours: `modules` (embedded images),
+//! `kernel` (launches), `params`, `tensor_map` (matrices as the copy engine sees them),
+//! `relu_backward`, `small_mlp`, `half_gemm`, `half_chain`, `fp32`. Below them: `device`
+//! (context, handles, properties), `notice` (warnings).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
 #![allow(unsafe_code)] // The one CUDA layer; every block says why it is sound.
@@ -17,6 +18,7 @@ use cudarc::driver::sys::CUstream;
 
 use crate::plan::relu_grid;
 
+pub mod algorithm;
 pub mod call;
 pub mod cublaslt;
 pub mod device;
@@ -25,11 +27,14 @@ pub mod fp32;
 pub mod gemm;
 pub mod half_chain;
 pub mod half_gemm;
+pub mod kept_plans;
 pub mod kernel;
 pub mod lanes;
 pub mod modules;
+pub mod notice;
 pub mod own_chain;
 pub mod params;
+pub mod plan_file;
 pub mod product;
 pub mod relu_backward;
 pub mod replay;

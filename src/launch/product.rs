@@ -1,17 +1,19 @@
-//! One product of a call: its plan from the cache or made now, timed on its
-//! first run.
+//! One product of a call: its plan from the cache, from what another process timed, or
+//! made now and timed on its first run.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use cudarc::driver::sys::CUstream;
 
+use super::algorithm::Algorithm;
 use super::call::Call;
 use super::device::Device;
-use super::gemm::{Algorithm, GemmPlan};
-use super::{tune, Refusal, Workspace};
+use super::gemm::GemmPlan;
+use super::{kept_plans, tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;
-use crate::plan::layer::Stated;
+use crate::plan::layer::{GemmData, Stated};
 use crate::plan::problem::Gemm;
+use crate::plan::tuning::Tuning;
 
 /// Plans kept at a time; each is about 2 KiB.
 const PLANS: usize = 4096;
@@ -50,20 +52,19 @@ impl Product {
                 return Ok(Self { stated, plan });
             }
         }
-        let timing = tune::enabled(&gemm) && !call.capturing();
-        let plan = match cached {
+        let never = tune::refusal(&gemm);
+        let untimed = never.or(call.capturing().then_some("its stream is being captured"));
+        let plan = match (cached, untimed) {
             // Made during a capture, and this is one too.
-            Some(entry) if !timing => Plan::Cached(entry),
-            _ => {
-                let plan = GemmPlan::new(device, &gemm, data)?;
-                if timing {
-                    Plan::Untuned(Box::new(plan))
-                } else {
-                    let settled = !tune::enabled(&gemm);
-                    log(&gemm, &plan, &[]);
-                    Plan::Cached(PLANS_BY_GEMM.insert(gemm, Entry { plan, settled }))
+            (Some(entry), Some(_)) => Plan::Cached(entry),
+            (_, untimed) => match (new_plan(device, &gemm, data)?, untimed) {
+                (Plan::Untuned(plan), Some(why)) => {
+                    log(&gemm, &plan, || format!("not timed: {why}"));
+                    let entry = Entry { plan: *plan, settled: never.is_some() };
+                    Plan::Cached(PLANS_BY_GEMM.insert(gemm, entry))
                 }
-            }
+                (plan, _) => plan,
+            },
         };
         Ok(Self { stated, plan })
     }
@@ -118,18 +119,17 @@ impl Product {
                 }
                 // SAFETY: forwarded; `prepare` saw that nothing is captured.
                 let timed = unsafe { tune::fastest(device, &plan, data, workspace, stream) };
-                let times = match timed {
+                match timed {
                     Ok((rank, times)) => {
-                        plan.algorithm = plan.candidates[rank];
-                        plan.rank = rank;
-                        times
+                        plan.choose(rank);
+                        log(&gemm, &plan, || timed_text(rank, &times));
+                        let us = times.get(rank).copied();
+                        kept_plans::keep(device, &gemm, &plan.algorithm, us);
                     }
-                    Err(refusal) => {
-                        log_line(|| format!("{gemm}: {}", refusal.reason));
-                        vec![]
+                    Err(Refusal { reason, .. }) => {
+                        log(&gemm, &plan, || format!("not timed: {reason}"))
                     }
-                };
-                log(&gemm, &plan, &times);
+                }
                 plan.candidates = vec![];
                 PLANS_BY_GEMM.insert(gemm, Entry { plan: *plan, settled: true })
             }
@@ -144,23 +144,53 @@ impl Product {
     }
 }
 
+/// A plan that follows what another process timed, else one to be timed.
+fn new_plan(device: &Device, gemm: &Gemm, data: GemmData) -> Result<Plan, Refusal> {
+    let plan_of = |tuning: Tuning| GemmPlan::new(device, gemm, data, &tuning.effort());
+    let mut plan = plan_of(tune::wanted())?;
+    let Some((kept, file)) = kept_plans::hint(device, gemm) else {
+        return Ok(Plan::Untuned(Box::new(plan)));
+    };
+    let shown = file.display();
+    if !plan.take(&kept.choice) {
+        // It may be further down the lists, where only `HYPATIA_TUNE=all` looks.
+        let mut longer = plan_of(Tuning::All)?;
+        if !longer.take(&kept.choice) {
+            log_line(|| format!("{gemm}: none of its algorithms is the one in {shown}"));
+            return Ok(Plan::Untuned(Box::new(plan)));
+        }
+        plan = longer;
+    }
+    kept_plans::count_taken();
+    log(gemm, &plan, || {
+        let us = kept.us.map_or_else(|| "the only one".to_owned(), |us| format!("{us:.2} us"));
+        format!("{us} when it was timed, from {shown}")
+    });
+    plan.candidates = vec![];
+    Ok(Plan::Cached(PLANS_BY_GEMM.insert(*gemm, Entry { plan, settled: true })))
+}
+
 /// Plans kept now, for `build_info`.
 pub fn plans_kept() -> usize {
     PLANS_BY_GEMM.len()
 }
 
-/// With `HYPATIA_LOG=plan`, one line on stderr for each plan made.
-fn log(gemm: &Gemm, plan: &GemmPlan, times: &[f32]) {
+/// Why the candidate at `rank` was chosen.
+fn timed_text(rank: usize, times: &[f32]) -> String {
+    let (Some(first), Some(chosen)) = (times.first(), times.get(rank)) else {
+        return "the only one".to_owned();
+    };
+    let best = times.iter().copied().fold(f32::INFINITY, f32::min);
+    let kept = if best < *chosen { ", which none beats clearly" } else { "" };
+    format!("{chosen:.2} us, first guess {first:.2} us{kept}, all {times:.2?}")
+}
+
+/// With `HYPATIA_LOG=plan`, one line on stderr for each plan made, and why.
+fn log(gemm: &Gemm, plan: &GemmPlan, why: impl FnOnce() -> String) {
     log_line(|| {
-        let timed = match (times.first(), times.get(plan.rank)) {
-            (Some(first), Some(chosen)) => {
-                format!("{chosen:.2} us, first guess {first:.2} us, all {times:.2?}")
-            }
-            _ => "not timed".to_owned(),
-        };
-        let workspace = plan.algorithm.workspace_bytes();
         let (rank, algorithm) = (plan.rank, plan.algorithm);
-        format!("{gemm}: {algorithm} algorithm {rank} ({timed}), workspace {workspace} B")
+        let (why, workspace) = (why(), algorithm.workspace_bytes());
+        format!("{gemm}: {algorithm} algorithm {rank} ({why}), workspace {workspace} B")
     });
 }
 

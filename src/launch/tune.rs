@@ -4,7 +4,8 @@
 //! small TF32 products and 1.4 times on small fp32 ones (docs/performance.md).
 //! Each algorithm is captured a few times over into a CUDA graph, so that the
 //! figure is GPU time and not the host's launch rate, and replayed on a stream
-//! of our own. `HYPATIA_TUNE=0` keeps the first guess.
+//! of our own. `HYPATIA_TUNE=0` keeps the first guess, `all` times more algorithms
+//! and longer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -19,37 +20,48 @@ use cudarc::driver::DriverError;
 
 use super::device::Device;
 use super::gemm::GemmPlan;
-use super::Refusal;
+use super::{notice, Refusal};
 use crate::plan::layer::GemmData;
 use crate::plan::problem::Gemm;
+use crate::plan::tuning::Tuning;
 
 /// The first guess is replaced only by something this much faster. Timing has
 /// its operands in L2, a large network has not: at 2 % TF32 chains of
-/// 1024x2048x2048 became 4 % slower (docs/performance.md).
+/// 1024x2048x2048 became 4 % slower (docs/performance.md). More replays do not
+/// mend that, so it is the same for `HYPATIA_TUNE=all`.
 const CLEARLY_FASTER: f32 = 0.95;
-/// GPU time one replay should take, in µs: long against the event's 0.5 µs.
-const REPLAY_US: f32 = 100.0;
-/// Launches in one graph at most.
-const MAX_LAUNCHES: usize = 20;
-/// GPU time for one problem at most, in µs.
-const BUDGET_US: f32 = 30_000.0;
 /// Wall time for all problems of the process: a server that meets a new batch
-/// size at every call must not time algorithms for ever.
+/// size at every call must not time algorithms for ever. Not for `HYPATIA_TUNE=all`.
 const PROCESS_BUDGET: Duration = Duration::from_secs(5);
-/// Replays of each graph; the fastest counts.
-const REPLAYS: usize = 3;
 
 /// Wall time spent so far, in µs.
 static SPENT_US: AtomicU64 = AtomicU64::new(0);
 
-/// Whether `HYPATIA_TUNE` and the budget allow timing. Deterministic mode does
-/// not: two runs of a program could choose differently.
-pub fn enabled(gemm: &Gemm) -> bool {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
-    let allowed =
-        *ALLOWED.get_or_init(|| std::env::var("HYPATIA_TUNE").map_or(true, |value| value != "0"));
-    let left = u128::from(SPENT_US.load(Ordering::Relaxed)) < PROCESS_BUDGET.as_micros();
-    allowed && left && !gemm.deterministic
+/// What `HYPATIA_TUNE` says.
+pub fn wanted() -> Tuning {
+    static WANTED: OnceLock<Tuning> = OnceLock::new();
+    *WANTED.get_or_init(|| {
+        let value = std::env::var_os("HYPATIA_TUNE");
+        Tuning::parse(value.as_deref()).unwrap_or_else(|| {
+            let got = value.unwrap_or_default();
+            notice::add(format!(
+                "expected HYPATIA_TUNE to be 0, 1 or all, got {got:?}; it counts as 1"
+            ));
+            Tuning::FirstUse
+        })
+    })
+}
+
+/// Why no algorithms are timed for a product, if so. Deterministic mode does not: two
+/// runs of a program could choose differently.
+pub fn refusal(gemm: &Gemm) -> Option<&'static str> {
+    let spent = u128::from(SPENT_US.load(Ordering::Relaxed)) >= PROCESS_BUDGET.as_micros();
+    match wanted() {
+        _ if gemm.deterministic => Some("deterministic mode"),
+        Tuning::Off => Some("HYPATIA_TUNE=0"),
+        Tuning::FirstUse if spent => Some("the 5 s of this process are spent"),
+        Tuning::FirstUse | Tuning::All => None,
+    }
 }
 
 /// Rank of the fastest candidate.
@@ -78,6 +90,7 @@ pub unsafe fn fastest(
     let _clock = Clock(Instant::now());
     let _relaxed = RelaxedCapture::new().map_err(failed)?;
     let bench = Bench::new(stream).map_err(failed)?;
+    let effort = wanted().effort();
 
     let mut times: Vec<f32> = vec![];
     let mut spent = 0.0;
@@ -98,17 +111,17 @@ pub unsafe fn fastest(
             times.push(f32::INFINITY);
             continue;
         }
-        let mut time = bench.time(launches, &launch)?;
+        let mut time = bench.time(launches, effort.replays, &launch)?;
         if rank == 0 {
-            let fitting = (REPLAY_US / time.max(1.0)) as usize;
-            launches = fitting.clamp(1, MAX_LAUNCHES);
+            let fitting = (effort.replay_us / time.max(1.0)) as usize;
+            launches = fitting.clamp(1, effort.launches);
             if launches > 1 {
-                time = bench.time(launches, &launch)?;
+                time = bench.time(launches, effort.replays, &launch)?;
             }
         }
-        spent += time * (launches * (REPLAYS + 1) + 1) as f32;
+        spent += time * (launches * (effort.replays + 1) + 1) as f32;
         times.push(time);
-        if spent > BUDGET_US {
+        if spent > effort.budget_us {
             break;
         }
     }
@@ -177,6 +190,7 @@ impl Bench {
     fn time(
         &self,
         launches: usize,
+        replays: usize,
         launch: &impl Fn() -> Result<(), Refusal>,
     ) -> Result<f32, Refusal> {
         let failed = |error| Refusal::driver("timing cuBLASLt's algorithms", error);
@@ -185,7 +199,7 @@ impl Bench {
         // SAFETY: stream, events and graph are live and ours.
         unsafe {
             graph::launch(graph.exec, self.stream).map_err(failed)?;
-            for _ in 0..REPLAYS {
+            for _ in 0..replays {
                 event::record(self.start, self.stream).map_err(failed)?;
                 graph::launch(graph.exec, self.stream).map_err(failed)?;
                 event::record(self.end, self.stream).map_err(failed)?;

@@ -2,8 +2,10 @@
 //! (`problem`), whether our kernels may answer it (`check`), which products a
 //! chain of layers runs (`layer`) or which one launch does all of it
 //! (`small_mlp`), when strict fp32 goes to the tensor cores and how (`fp32`), how our own kernel may do
-//! a 16-bit product (`half`) or a whole chain of them (`half_chain`), how the mask kernel covers its matrix (`relu_grid`), where
-//! finished plans are kept (`cache`) and which calls are kept whole (`replay`).
+//! a 16-bit product (`half`) or a whole chain of them (`half_chain`), how the mask
+//! kernel covers its matrix (`relu_grid`), how much is timed (`tuning`), where finished
+//! plans are kept (`cache`; `kept` between processes) and which calls are kept whole
+//! (`replay`).
 //! Everything here is plain data and runs on any machine.
 
 pub mod cache;
@@ -11,8 +13,10 @@ pub mod check;
 pub mod fp32;
 pub mod half;
 pub mod half_chain;
+pub mod kept;
 pub mod layer;
 pub mod problem;
 pub mod relu_grid;
 pub mod replay;
 pub mod small_mlp;
+pub mod tuning;

@@ -123,6 +123,7 @@ def main():
     if not torch.cuda.is_available():
         print("gpu-test: expected a CUDA device, got none", file=sys.stderr)
         return 2
+    os.environ["HYPATIA_PLAN_CACHE"] = "0"
     import support
 
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {support.LIBRARY}")

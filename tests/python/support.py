@@ -17,6 +17,8 @@ LIBRARY = pathlib.Path(
 
 # Costs that are the same on every machine, in subprocesses too.
 os.environ.setdefault("HYPATIA_MEASURE", "0")
+# Where there is a GPU: nothing of what ran before decides what is tested.
+os.environ.setdefault("HYPATIA_PLAN_CACHE", "0")
 
 torch.ops.load_library(str(LIBRARY))
 

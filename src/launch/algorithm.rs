@@ -1,0 +1,47 @@
+//! One way to do a product: cuBLASLt's or our kernel's.
+
+use std::fmt;
+
+use super::cublaslt;
+use crate::plan::half::Tiling;
+use crate::plan::kept::Choice;
+
+/// One way to do a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Algorithm {
+    /// cuBLASLt's, with the workspace it needs.
+    Library(cublaslt::Found),
+    /// `kernels/half_gemm.cu`.
+    Own(Tiling),
+}
+
+impl Algorithm {
+    /// Scratch bytes that it needs.
+    pub fn workspace_bytes(&self) -> usize {
+        match self {
+            Self::Library(found) => found.workspaceSize,
+            Self::Own(_) => 0,
+        }
+    }
+
+    /// What another process knows it by.
+    pub fn choice(&self) -> Choice {
+        match self {
+            Self::Library(found) => {
+                Choice::Library { words: found.algo.data, workspace: found.workspaceSize as u64 }
+            }
+            Self::Own(Tiling { shape, overlaps, .. }) => {
+                Choice::Own { shape: *shape, overlaps: *overlaps }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(_) => f.write_str("cuBLASLt's"),
+            Self::Own(tiling) => write!(f, "{tiling}"),
+        }
+    }
+}

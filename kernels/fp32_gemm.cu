@@ -17,6 +17,8 @@
 //          the other, fetch half of their columns' image each, for both. One
 //          warp fetches. Clusters go on to further tiles. With `splits` each
 //          sums a part of k; the last to arrive adds them up, in their order.
+//          With `parts` the blocks of a cluster sum one tile's parts of k, and
+//          each adds up some columns of it, again in their order.
 // Order    the warpgroups take turns at the tensor cores, six products each:
 //          while one's run, the other adds its sums and splits its next
 //          operand.
@@ -47,11 +49,28 @@ struct Shape {
   using Stages = Ring<kStages, kStageBytes>;
 };
 
-// What a cluster does at a time: a tile a block, a part of k.
+// A block in its cluster: one of `blocks` that share columns, or the one that
+// sums part `part` of k.
+struct Member {
+  int rank = 0, blocks = 1, part = 0, clusters;
+
+  __device__ explicit Member(const Fp32GemmParams& p) {
+    const int size = cluster_size(), at = cluster_rank();
+    clusters = gridDim.x / size;
+    if (p.parts > 1) {
+      part = at;
+    } else {
+      rank = at, blocks = size;
+    }
+  }
+};
+
+// What a cluster does at a time: a tile a block or one for all, a part of k.
 struct Unit {
   int row, col_tile, split, first, last;  // chunks of k
 
-  __device__ Unit(const Fp32GemmParams& p, int index, int rank, int blocks) {
+  __device__ Unit(const Fp32GemmParams& p, int index, const Member& member) {
+    const auto& [rank, blocks, part, all] = member;
     split = index % p.splits;
     const int tile = index / p.splits;
     const int clusters = p.row_tiles / blocks;
@@ -61,20 +80,22 @@ struct Unit {
     row = ((group * kGroup + rest % high) * blocks + rank) * kRows;
     col_tile = rest / high;
     const long long chunks = (p.k + kImageDepth - 1) / kImageDepth;
-    first = chunks * split / p.splits;
-    last = chunks * (split + 1) / p.splits;
+    const int at = split * p.parts + part, of = p.splits * p.parts;
+    first = chunks * at / of;
+    last = chunks * (at + 1) / of;
   }
 
-  static __device__ int count(const Fp32GemmParams& p, int blocks) {
-    return p.row_tiles / blocks * p.col_tiles * p.splits;
+  static __device__ int count(const Fp32GemmParams& p, const Member& member) {
+    return p.row_tiles / member.blocks * p.col_tiles * p.splits;
   }
 };
 
 template <typename Left, int kCols>
 __device__ void fetch_tiles(const TensorMap& map, const Fp32GemmParams& p,
-                            const typename Shape<kCols>::Stages& ring, int rank,
-                            int blocks) {
+                            const typename Shape<kCols>::Stages& ring,
+                            const Member& member) {
   using S = Shape<kCols>;
+  const int rank = member.rank, blocks = member.blocks;
   const int share = S::kRightBytes / blocks;
   const long long chunk_bytes =
       static_cast<long long>(padded(p.n)) * kColumnBytes;
@@ -86,14 +107,14 @@ __device__ void fetch_tiles(const TensorMap& map, const Fp32GemmParams& p,
   };
   int early = 0;
   if (p.early) {
-    const Unit unit(p, cluster_index(), rank, blocks);
+    const Unit unit(p, cluster_index(), member);
     early = min(S::kStages, unit.last - unit.first);
     for (int i = 0; i < early; i++) fetch_left(i, unit.first + i, unit.row);
   }
   wait_for_grid_in_front();
-  for (int u = cluster_index(); u < Unit::count(p, blocks);
-       u += gridDim.x / blocks) {
-    const Unit unit(p, u, rank, blocks);
+  for (int u = cluster_index(); u < Unit::count(p, member);
+       u += member.clusters) {
+    const Unit unit(p, u, member);
     const char* image = static_cast<const char*>(p.image) +
                         1ll * unit.col_tile * S::kRightBytes + rank * share;
     for (int c = unit.first; c < unit.last; c++, turn.next()) {
@@ -163,11 +184,65 @@ __device__ inline void add_up(float (&total)[N], float (&sums)[N]) {
   for (int i = 0; i < N; i++) total[i] += sums[i];
 }
 
+// Where the parts of a tile's sums meet: a block's columns of each of them.
+struct Inbox {
+  unsigned data, barriers;
+
+  // `sums` is how many a thread has in all.
+  __device__ void make(int sums) const {
+    for (int half = 0; half < 2; half++) {
+      barrier_init(barriers + 8 * half, 1);
+      barrier_expect(barriers + 8 * half, sums * 4 * 128);
+    }
+  }
+};
+
+// Gives every block of the cluster its columns of `total` and finishes this
+// one's: the sum of all parts, in their order.
+template <typename Left, int kParts, int N>
+__device__ void finish_part(const Fp32GemmParams& p, float (&total)[N],
+                            const Inbox& inbox, int row, int col, int part) {
+  constexpr int kOwn = N / kParts;
+  static_assert(kOwn % 4 == 0, "whole groups of 8 columns");
+  const int half = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const unsigned barrier = inbox.barriers + 8 * half;
+  const auto place = [&](int from, int i) {
+    return inbox.data +
+           (((from * 2 + half) * (kOwn / 4) + i / 4) * 128 + thread) * 16;
+  };
+#pragma unroll
+  for (int to = 0; to < kParts; to++) {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += 4) {
+      const float* x = total + to * kOwn + i;
+      store_remote(map_to_rank(place(part, i), to), map_to_rank(barrier, to),
+                   make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]),
+                              __float_as_uint(x[2]), __float_as_uint(x[3])));
+    }
+  }
+  float own[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; i++) own[i] = 0.0f;
+  barrier_wait(barrier, 0);
+#pragma unroll
+  for (int from = 0; from < kParts; from++) {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += 4) {
+      const uint4 v = load_shared(place(from, i));
+      own[i] += __uint_as_float(v.x), own[i + 1] += __uint_as_float(v.y);
+      own[i + 2] += __uint_as_float(v.z), own[i + 3] += __uint_as_float(v.w);
+    }
+  }
+  finish<Left>(p, own, row, col + 2 * kOwn * part, threadIdx.x / 32,
+               threadIdx.x % 32);
+}
+
 template <typename Left, int kCols>
 __device__ void compute_tiles(const Fp32GemmParams& p,
                               const typename Shape<kCols>::Stages& ring,
-                              int rank, int blocks) {
+                              const Member& member, const Inbox& inbox) {
   using S = Shape<kCols>;
+  const int rank = member.rank, blocks = member.blocks;
   wait_for_grid_in_front();
   const int lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
   const int warp = threadIdx.x / 32;
@@ -179,9 +254,9 @@ __device__ void compute_tiles(const Fp32GemmParams& p,
   };
   typename S::Stages::Turn turn;
   if (half == 1) pass_turn(half);  // the first is half 0's
-  for (int u = cluster_index(); u < Unit::count(p, blocks);
-       u += gridDim.x / blocks) {
-    const Unit unit(p, u, rank, blocks);
+  for (int u = cluster_index(); u < Unit::count(p, member);
+       u += member.clusters) {
+    const Unit unit(p, u, member);
     float total[S::kSums], sums[S::kSums];
     Fragment left[2];
 #pragma unroll
@@ -206,6 +281,22 @@ __device__ void compute_tiles(const Fp32GemmParams& p,
     }
     add_up(total, sums);
     release(before);
+    if (p.parts > 1) {
+      // Nobody reads the ring any more, where the inbox is.
+      cluster_arrive();
+      cluster_wait();
+      const int col = unit.col_tile * kCols;
+      if constexpr (kCols == 64) {
+        if (p.parts == 8) {
+          finish_part<Left, 8>(p, total, inbox, unit.row, col, member.part);
+        } else {
+          finish_part<Left, 4>(p, total, inbox, unit.row, col, member.part);
+        }
+      } else if constexpr (kCols == 32) {
+        finish_part<Left, 4>(p, total, inbox, unit.row, col, member.part);
+      }
+      break;
+    }
     const int tile = unit.row / kRows * p.col_tiles + unit.col_tile;
     if (p.splits > 1 && !reduce(p, tile, unit.split, half, total)) continue;
     finish<Left>(p, total, unit.row, unit.col_tile * kCols, warp, lane);
@@ -219,10 +310,13 @@ __device__ void fp32_gemm(const TensorMap& map, const Fp32GemmParams& p) {
   // The swizzle of boxes counts from multiples of 1024.
   const typename Shape<kCols>::Stages ring{(shared_address(shared) + 1023) &
                                            ~1023u};
-  const int rank = cluster_rank(), blocks = cluster_size();
+  const Member member(p);
+  __shared__ unsigned long long arrived[2];
+  const Inbox inbox{ring.data(0), shared_address(arrived)};
   if (threadIdx.x == 0) {
     prefetch_map(map);
-    ring.make(8 * blocks);  // computing warps
+    inbox.make(kCols / 2);
+    ring.make(8 * member.blocks);  // computing warps
   }
   __syncthreads();
   cluster_arrive();
@@ -231,11 +325,16 @@ __device__ void fp32_gemm(const TensorMap& map, const Fp32GemmParams& p) {
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 256) {
-      fetch_tiles<Left, kCols>(map, p, ring, rank, blocks);
+      fetch_tiles<Left, kCols>(map, p, ring, member);
+    }
+    if (p.parts > 1) {  // with the computing warps
+      __syncwarp();
+      cluster_arrive();
+      cluster_wait();
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    compute_tiles<Left, kCols>(p, ring, rank, blocks);
+    compute_tiles<Left, kCols>(p, ring, member, inbox);
   }
   // The other block may still arrive on barriers here.
   __syncwarp();

@@ -72,8 +72,10 @@ struct Fp32GemmParams {
   int col_tiles;
   int splits;  // of k; each has some
   int early;   // left is there before the kernel in front ends
+  int parts;   // of k, one a block of a cluster; 1: they share columns
+  int reserved;
 };
-static_assert(sizeof(Fp32GemmParams) == 112, "launch/params.rs says 112");
+static_assert(sizeof(Fp32GemmParams) == 120, "launch/params.rs says 120");
 
 struct Fp32PackParams {
   const float* right;    // [k, n], strides below

@@ -142,9 +142,13 @@ pub struct Fp32GemmParams {
     pub splits: i32,
     /// 1 if the left operand is there before the kernel in front ends.
     pub early: i32,
+    /// Of k, one a block of a cluster; 1 where they share columns.
+    pub parts: i32,
+    /// 0.
+    pub reserved: i32,
 }
 
-const _: () = assert!(size_of::<Fp32GemmParams>() == 112, "params.h says 112");
+const _: () = assert!(size_of::<Fp32GemmParams>() == 120, "params.h says 120");
 
 /// See `kernels/fp32_pack.cu`.
 #[repr(C)]

@@ -166,6 +166,8 @@ impl On<'_> {
             // Weights and saved activations; the first job in front of it waited
             // for those who made them.
             early: self.overlaps.into(),
+            parts: tiling.parts as i32,
+            reserved: 0,
         };
         let shape = Shape {
             grid: ((tiling.clusters * tiling.blocks) as u32, 1),

@@ -96,6 +96,9 @@ impl fmt::Display for Chain {
                     let (m, k, tiling) = (gemm.left.rows, gemm.left.cols, gemm.tiling);
                     let cols = COLS[tiling.shape];
                     write!(f, "gemm {m}x{}x{k} by 128x{cols}/{}", gemm.n, tiling.splits)?;
+                    if tiling.parts > 1 {
+                        write!(f, " in {} parts", tiling.parts)?;
+                    }
                 }
                 Job::ReluBackward(relu) => {
                     write!(f, "relu_backward {}x{}", relu.grad.rows, relu.grad.cols)?;

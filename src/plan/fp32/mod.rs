@@ -179,7 +179,7 @@ mod tests {
         }
         let small = chosen(&forward(2, &[64, 64]), Policy::WhereFaster);
         assert_eq!(small.unwrap_err(), "too small");
-        let slow = chosen(&forward(128, &[512, 512, 512, 512, 8]), Policy::WhereFaster);
+        let slow = chosen(&forward(256, &[784, 256, 256, 10]), Policy::WhereFaster);
         assert!(slow.unwrap_err().starts_with("predicted "));
         let unaligned = Work::Backward(
             Matrix::dense(1 << 30, 1024, 2048),

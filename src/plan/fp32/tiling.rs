@@ -14,8 +14,11 @@ pub const THREADS: u32 = 384;
 pub struct Tiling {
     /// Index into [`COLS`].
     pub shape: usize,
-    /// Blocks of a cluster: 2 where there are two tiles of rows.
+    /// Blocks of a cluster: 2 where there are two tiles of rows, [`Self::parts`] where
+    /// that is more than 1.
     pub blocks: i64,
+    /// Parts of k that the blocks of a cluster sum, for one tile.
+    pub parts: i64,
     /// Tiles of rows, rounded up to whole clusters.
     pub row_tiles: i64,
     /// Tiles of columns.
@@ -26,12 +29,14 @@ pub struct Tiling {
     pub clusters: i64,
 }
 
-/// µs on an H100 at 1.7 GHz, with the kernels of 2026-11-25: a chunk for each of
+/// µs on an H100 at 1.7 GHz, with the kernels of 2026-11-26: a chunk for each of
 /// [`COLS`]; what each launch takes besides; what adding up splits takes, besides
 /// the traffic of their sums, at so many bytes a µs.
 const CHUNK_US: [f64; 3] = [1.08, 0.70, 0.53];
-const LAUNCH_US: f64 = 4.0;
+const LAUNCH_US: f64 = 3.2;
 const REDUCE_US: f64 = 1.0;
+/// The same where the parts are those of a cluster.
+const MEET_US: f64 = 0.5;
 const REDUCE_BYTES: f64 = 2.5e6;
 
 /// Longer sums are split, into parts of half of this: the rounding of one
@@ -41,6 +46,9 @@ const LONGEST: i64 = 4096;
 const FEWEST_CHUNKS: i64 = 4;
 /// Splits of one product at most; each costs memory and traffic.
 const MOST_SPLITS: i64 = 64;
+
+/// Shapes and the parts of k that there are kernels for.
+const PARTS: [(usize, i64); 3] = [(1, 8), (1, 4), (2, 4)];
 
 /// Bytes of a workspace's tickets are for so many halves of tiles.
 const TICKETS: i64 = super::super::relu_grid::TICKETS;
@@ -70,11 +78,19 @@ impl Tiling {
         let col_tiles = div_ceil(n, COLS[shape]);
         let units = row_tiles / blocks * col_tiles * splits;
         let clusters = units.min((multiprocessors / blocks).max(1));
-        Self { shape, blocks, row_tiles, col_tiles, splits, clusters }
+        Self { shape, blocks, parts: 1, row_tiles, col_tiles, splits, clusters }
+    }
+
+    /// With parts of k in a cluster, one tile each.
+    fn in_parts(shape: usize, parts: i64, m: i64, n: i64) -> Self {
+        let (row_tiles, col_tiles) = (div_ceil(m, ROWS), div_ceil(n, COLS[shape]));
+        let clusters = row_tiles * col_tiles;
+        Self { shape, blocks: parts, parts, row_tiles, col_tiles, splits: 1, clusters }
     }
 
     fn units(&self) -> i64 {
-        self.row_tiles / self.blocks * self.col_tiles * self.splits
+        let sharing = if self.parts > 1 { 1 } else { self.blocks };
+        self.row_tiles / sharing * self.col_tiles * self.splits
     }
 
     /// Bytes for the sums of splits.
@@ -99,8 +115,15 @@ impl Tiling {
             splits.map(move |splits| Self::new(shape, m, n, splits, multiprocessors))
         });
         let fits = |t: &Self| t.splits == 1 || 2 * t.row_tiles * t.col_tiles <= TICKETS;
+        // All at once, for a cluster does one tile. Some multiprocessors are in no
+        // whole cluster; a tenth is more than were seen.
+        let room = multiprocessors * 9 / 10;
+        let together =
+            |t: &Self| t.clusters * t.blocks <= room && t.parts <= chunks && k <= LONGEST;
+        let parts = PARTS.iter().map(|&(shape, parts)| Self::in_parts(shape, parts, m, n));
         candidates
             .filter(fits)
+            .chain(parts.filter(together))
             .min_by(|a, b| gemm_us(a, k).total_cmp(&gemm_us(b, k)))
             .unwrap_or_else(|| Self::new(0, m, n, 1, multiprocessors))
     }
@@ -110,8 +133,10 @@ impl Tiling {
 #[must_use]
 pub fn gemm_us(tiling: &Tiling, k: i64) -> f64 {
     let waves = div_ceil(tiling.units(), tiling.clusters);
-    let chunks = div_ceil(div_ceil(k, DEPTH), tiling.splits);
-    let reduce = if tiling.splits == 1 {
+    let chunks = div_ceil(div_ceil(k, DEPTH), tiling.splits * tiling.parts);
+    let reduce = if tiling.parts > 1 {
+        MEET_US
+    } else if tiling.splits == 1 {
         0.0
     } else {
         // Written and read.
@@ -153,11 +178,13 @@ mod tests {
             for n in [1, 33, 512, 1024] {
                 for k in [1, 32, 784, 2048, 65_536, 1 << 22] {
                     let t = Tiling::choose(m, n, k, 132);
-                    assert!(t.row_tiles * ROWS >= m && t.row_tiles % t.blocks == 0);
-                    assert!((t.row_tiles - t.blocks) * ROWS < m, "an empty cluster");
+                    let sharing = if t.parts > 1 { 1 } else { t.blocks };
+                    assert!(t.row_tiles * ROWS >= m && t.row_tiles % sharing == 0);
+                    assert!((t.row_tiles - sharing) * ROWS < m, "an empty cluster");
                     assert!(t.col_tiles * COLS[t.shape] >= n);
-                    assert!(t.splits <= div_ceil(k, DEPTH), "a split without k");
+                    assert!(t.splits * t.parts <= div_ceil(k, DEPTH), "a split without k");
                     assert!(t.clusters * t.blocks <= 132 && t.clusters <= t.units());
+                    assert!(t.parts == 1 || (t.splits == 1 && t.clusters == t.units()));
                     assert!(t.splits == 1 || 2 * t.row_tiles * t.col_tiles <= TICKETS);
                 }
             }

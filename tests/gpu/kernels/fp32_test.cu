@@ -8,6 +8,7 @@
 
 #include <array>
 #include <functional>
+#include <tuple>
 
 #include "harness.h"
 
@@ -28,7 +29,7 @@ hypatia::TensorMap map_of(const float* data, int run, int runs, int box_runs) {
 }
 
 struct Tiling {
-  int cols, splits;
+  int cols, splits, parts = 1;
 };
 
 // Scratch memory of every product: all within these sizes.
@@ -43,7 +44,9 @@ void gemm(const Buffer& left, bool columns, const Buffer& image, int m, int n,
           const Buffer* image_out, Tiling t, const Scratch& scratch) {
   const auto map = columns ? map_of(left.floats(), m, k, 32)
                            : map_of(left.floats(), k, m, 128);
-  const int rows = (m + 127) / 128, blocks = rows > 1 ? 2 : 1;
+  const int rows = (m + 127) / 128;
+  const int blocks = t.parts > 1 ? t.parts : rows > 1 ? 2 : 1;
+  const int sharing = t.parts > 1 ? 1 : blocks;
   Fp32GemmParams p{};
   p.image = image.data, p.left = left.floats();
   p.bias = bias ? bias->floats() : nullptr, p.d = d ? d->floats() : nullptr;
@@ -52,7 +55,7 @@ void gemm(const Buffer& left, bool columns, const Buffer& image, int m, int n,
   p.tickets = static_cast<unsigned*>(scratch.tickets.data);
   p.left_row = columns ? 1 : k, p.left_k = columns ? m : 1, p.d_col = m;
   p.m = m, p.n = n, p.k = k, p.relu = relu, p.splits = t.splits, p.early = 1;
-  p.row_tiles = (rows + blocks - 1) / blocks * blocks;
+  p.parts = t.parts, p.row_tiles = (rows + sharing - 1) / sharing * sharing;
   p.col_tiles = (n + t.cols - 1) / t.cols;
   const auto kernel =
       t.cols == 128  ? (columns ? fp32_gemm_columns_128 : fp32_gemm_rows_128)
@@ -67,10 +70,11 @@ void gemm(const Buffer& left, bool columns, const Buffer& image, int m, int n,
   attributes[0].val.clusterDim = {unsigned(blocks), 1, 1};
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  const int units = p.row_tiles / blocks * p.col_tiles * t.splits;
+  const int units = p.row_tiles / sharing * p.col_tiles * t.splits;
   cudaLaunchConfig_t config = {};
-  config.gridDim = {unsigned(std::min(units, 5) * blocks), 1,
-                    1};  // several each
+  // Several each, where they can.
+  const int clusters = t.parts > 1 ? units : std::min(units, 5);
+  config.gridDim = {unsigned(clusters * blocks), 1, 1};
   config.blockDim = {384, 1, 1};
   config.dynamicSmemBytes = shared;
   config.attrs = attributes, config.numAttrs = 2;
@@ -203,6 +207,14 @@ int main() {
       failed += backward(rows < 96 ? rows + 96 : rows, k, hidden, t, t.splits);
       ran += 2;
     }
+  }
+  for (const auto& [rows, k, hidden, n, t] :
+       {std::tuple{130, 128, 260, 129, Tiling{64, 1, 4}},
+        std::tuple{130, 128, 260, 129, Tiling{32, 1, 4}},
+        std::tuple{290, 300, 264, 40, Tiling{64, 1, 8}}}) {
+    failed += forward(rows, k, hidden, n, t);
+    failed += backward(rows, k, hidden, t, 2);
+    ran += 2;
   }
   std::printf("%d passed, %d failed\n", ran - failed, failed);
   return failed != 0;

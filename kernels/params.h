@@ -103,9 +103,9 @@ struct Fp32ReluBackwardParams {
 };
 static_assert(sizeof(Fp32ReluBackwardParams) == 88, "launch/params.rs says 88");
 
-// One product of half_gemm.cu; its three tensor maps are parameters of their
+// One product of tensor_gemm.cu; its three tensor maps are parameters of their
 // own.
-struct HalfGemmParams {
+struct TensorGemmParams {
   const void* bias;  // [n] or null
   void* d;           // [m, n], dense, where `by_map` is 0
   int m;
@@ -117,10 +117,10 @@ struct HalfGemmParams {
   int by_map;  // d's rows start on 16 bytes
   int reserved;
 };
-static_assert(sizeof(HalfGemmParams) == 48, "launch/params.rs says 48");
+static_assert(sizeof(TensorGemmParams) == 48, "launch/params.rs says 48");
 
-// One layer of half_chain.cu.
-struct HalfChainLayer {
+// One layer of tensor_chain.cu.
+struct TensorChainLayer {
   const void* bias;  // [n] or null
   int n;
   int k;
@@ -129,14 +129,14 @@ struct HalfChainLayer {
   int col_tiles;  // n / cols, rounded up
   int reserved;
 };
-static_assert(sizeof(HalfChainLayer) == 32, "launch/params.rs says 32");
+static_assert(sizeof(TensorChainLayer) == 32, "launch/params.rs says 32");
 
-constexpr int kHalfChainLayers = 12;
+constexpr int kTensorChainLayers = 12;
 // Counts of one captured launch, and captured launches.
-constexpr int kHalfChainCounts = 256, kHalfChainSlots = 2048;
+constexpr int kTensorChainCounts = 256, kTensorChainSlots = 2048;
 
 // Its tensor maps are a parameter of their own.
-struct HalfChainParams {
+struct TensorChainParams {
   void* d;  // [m, n of the last], dense, where `by_map` is 0
   // [layers - 1, row_tiles] and one more, zero before and after
   unsigned int* done;
@@ -144,6 +144,6 @@ struct HalfChainParams {
   int layers;
   int row_tiles;  // of 128
   int by_map;     // d's rows start on 16 bytes
-  HalfChainLayer layer[kHalfChainLayers];
+  TensorChainLayer layer[kTensorChainLayers];
 };
-static_assert(sizeof(HalfChainParams) == 416, "launch/params.rs says 416");
+static_assert(sizeof(TensorChainParams) == 416, "launch/params.rs says 416");

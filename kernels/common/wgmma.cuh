@@ -50,6 +50,7 @@ __device__ inline unsigned long long wgmma_swizzled(unsigned address,
 
 struct Bf16Tag {};
 struct F16Tag {};
+struct Tf32Tag {};
 
 // clang-format off
 #define HYPATIA_D8(d, i) \
@@ -139,6 +140,26 @@ HYPATIA_WGMMA(F16Tag, "f16", 64, 32, 32, 33, 34, 35)
 HYPATIA_WGMMA(F16Tag, "f16", 32, 16, 16, 17, 18, 19)
 
 #undef HYPATIA_WGMMA
+
+// The same for fp32 of which the tensor cores use 19 bits: k is contiguous in
+// both. 8 of k.
+#define HYPATIA_WGMMA_TF32(N, R, a, b)                                         \
+  template <int kLeftT, int kRightT>                                           \
+  __device__ inline void wgmma(float(&d)[R], Tf32Tag, unsigned long long left, \
+                               unsigned long long right) {                     \
+    static_assert(!kLeftT && !kRightT, "k is contiguous");                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N                        \
+                 "k8.f32.tf32.tf32 {" HYPATIA_NAMES##R "}, %" #a ", %" #b      \
+                                                       ", 1, 1, 1;"            \
+                 : HYPATIA_D##R(d, 0)                                          \
+                 : "l"(left), "l"(right));                                     \
+  }
+
+HYPATIA_WGMMA_TF32(128, 64, 64, 65)
+HYPATIA_WGMMA_TF32(64, 32, 32, 33)
+HYPATIA_WGMMA_TF32(32, 16, 16, 17)
+
+#undef HYPATIA_WGMMA_TF32
 #undef HYPATIA_D8
 #undef HYPATIA_D16
 #undef HYPATIA_D32

@@ -3,15 +3,15 @@
 use std::fmt;
 
 use super::cublaslt;
-use crate::plan::half::Tiling;
 use crate::plan::kept::Choice;
+use crate::plan::tensor_gemm::Tiling;
 
 /// One way to do a product.
 #[derive(Debug, Clone, Copy)]
 pub enum Algorithm {
     /// cuBLASLt's, with the workspace it needs.
     Library(cublaslt::Found),
-    /// `kernels/half_gemm.cu`.
+    /// `kernels/tensor_gemm.cu`.
     Own(Tiling),
 }
 
@@ -19,7 +19,7 @@ impl Algorithm {
     /// Scratch bytes that it needs.
     pub fn workspace_bytes(&self) -> usize {
         match self {
-            Self::Library(found) => found.workspaceSize,
+            Self::Library(found) => found.workspace_bytes(),
             Self::Own(_) => 0,
         }
     }
@@ -28,7 +28,8 @@ impl Algorithm {
     pub fn choice(&self) -> Choice {
         match self {
             Self::Library(found) => {
-                Choice::Library { words: found.algo.data, workspace: found.workspaceSize as u64 }
+                let workspace = found.workspace_bytes() as u64;
+                Choice::Library { config: found.config, workspace }
             }
             Self::Own(Tiling { shape, overlaps, .. }) => {
                 Choice::Own { shape: *shape, overlaps: *overlaps }

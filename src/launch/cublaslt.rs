@@ -1,4 +1,4 @@
-//! The eleven functions of cuBLASLt that we call, from the library that
+//! The twelve functions of cuBLASLt that we call, from the library that
 //! LibTorch already has in the process.
 //!
 //! cudarc would open `libcublasLt.so` by its unversioned name first: on a
@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use cudarc::cublaslt::sys;
 
 use super::Refusal;
+use crate::plan::kept::{Config, CONFIG};
 
 /// A status other than success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +67,37 @@ type Handle = sys::cublasLtHandle_t;
 type Desc = *mut sys::cublasLtMatmulDescOpaque_t;
 type Layout = sys::cublasLtMatrixLayout_t;
 type Preference = sys::cublasLtMatmulPreference_t;
+type Attribute = sys::cublasLtMatmulAlgoConfigAttributes_t;
+type Heuristic = sys::cublasLtMatmulHeuristicResult_t;
+
 /// An algorithm with the workspace it needs.
-pub type Found = sys::cublasLtMatmulHeuristicResult_t;
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    result: Heuristic,
+    /// What tells it from others, also in another process: its attributes. The bytes
+    /// of the descriptor do not, some of them are never written.
+    pub config: Config,
+}
+
+impl Found {
+    /// Scratch bytes that it needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.result.workspaceSize
+    }
+}
+
+/// What an algorithm's attributes are and how many bytes each has (cublasLt.h).
+const ATTRIBUTES: [(Attribute, usize); CONFIG] = [
+    (Attribute::CUBLASLT_ALGO_CONFIG_ID, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_TILE_ID, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_STAGES_ID, 4),
+    (Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
+    (Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
+];
 
 functions! {
     version = c"cublasLtGetVersion": fn() -> usize;
@@ -84,8 +114,10 @@ functions! {
     pref_set = c"cublasLtMatmulPreferenceSetAttribute":
         fn(Preference, sys::cublasLtMatmulPreferenceAttributes_t, *const c_void, usize) -> u32;
     heuristic = c"cublasLtMatmulAlgoGetHeuristic":
-        fn(Handle, Desc, Layout, Layout, Layout, Layout, Preference, c_int, *mut Found, *mut c_int)
+        fn(Handle, Desc, Layout, Layout, Layout, Layout, Preference, c_int, *mut Heuristic, *mut c_int)
             -> u32;
+    config = c"cublasLtMatmulAlgoConfigGetAttribute":
+        fn(*const sys::cublasLtMatmulAlgo_t, Attribute, *mut c_void, usize, *mut usize) -> u32;
     matmul = c"cublasLtMatmul":
         fn(
             Handle, Desc, *const c_void, *const c_void, Layout, *const c_void, Layout,
@@ -193,7 +225,7 @@ impl CublasLt {
         preference: &SearchPreference,
         most: usize,
     ) -> Result<Vec<Found>, Failure> {
-        let empty = Found {
+        let empty = Heuristic {
             algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
             workspaceSize: 0,
             state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
@@ -220,7 +252,20 @@ impl CublasLt {
         })?;
         found.truncate(usize::try_from(count).unwrap_or(0));
         found.retain(|candidate| candidate.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        Ok(found)
+        let with_config =
+            |result: Heuristic| Found { result, config: self.config_of(&result.algo) };
+        Ok(found.into_iter().map(with_config).collect())
+    }
+
+    fn config_of(&self, algorithm: &sys::cublasLtMatmulAlgo_t) -> Config {
+        ATTRIBUTES.map(|(attribute, bytes)| {
+            let (mut value, mut written) = (0u32, 0);
+            let to = (&raw mut value).cast();
+            // SAFETY: writes at most `bytes`, which are no more than `value` has.
+            let status = unsafe { (self.config)(algorithm, attribute, to, bytes, &mut written) };
+            // As good as any other value, if it says the same next time.
+            checked(status).map_or(u32::MAX, |()| value)
+        })
     }
 
     /// `D = alpha · A · B + beta · D` with the description's epilogue.
@@ -257,9 +302,9 @@ impl CublasLt {
                 d_layout.layout,
                 d as *mut c_void,
                 d_layout.layout,
-                &algorithm.algo,
+                &algorithm.result.algo,
                 workspace as *mut c_void,
-                algorithm.workspaceSize,
+                algorithm.result.workspaceSize,
                 stream,
             )
         })

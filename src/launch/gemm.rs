@@ -8,10 +8,10 @@ use super::algorithm::Algorithm;
 use super::cublaslt::{self, CublasLt, MatrixLayout};
 use super::device::Device;
 use super::Refusal;
-use crate::plan::half;
 use crate::plan::kept::Choice;
 use crate::plan::layer::GemmData;
 use crate::plan::problem::{Dtype, Epilogue, Gemm, Math};
+use crate::plan::tensor_gemm;
 use crate::plan::tuning::Effort;
 
 /// Everything about a product that does not change from call to call.
@@ -114,7 +114,7 @@ impl GemmPlan {
                 .unwrap_or_default(); // No algorithm: the other limits decide.
             for algorithm in found {
                 let differs = |known: &Algorithm| match known {
-                    Algorithm::Library(known) => known.algo.data != algorithm.algo.data,
+                    Algorithm::Library(known) => known.config != algorithm.config,
                     Algorithm::Own(_) => true,
                 };
                 if candidates.iter().all(differs) {
@@ -122,8 +122,8 @@ impl GemmPlan {
                 }
             }
         }
-        if let Ok(kernel) = &device.modules.half_gemm {
-            let ours = half::candidates(gemm, device.multiprocessors);
+        if let Ok(kernel) = &device.modules.tensor_gemm {
+            let ours = tensor_gemm::candidates(gemm, device.multiprocessors);
             let ours = ours.into_iter().map(Algorithm::Own);
             let at = if kernel.always { 0 } else { candidates.len() };
             candidates.splice(at..at, ours);
@@ -189,7 +189,7 @@ impl GemmPlan {
         stream: CUstream,
         overlaps: bool,
     ) -> Result<(), Refusal> {
-        let algorithm = match (algorithm, &device.modules.half_gemm) {
+        let algorithm = match (algorithm, &device.modules.tensor_gemm) {
             (Algorithm::Library(found), _) => found,
             (Algorithm::Own(tiling), Ok(kernel)) => {
                 // SAFETY: forwarded.

@@ -24,7 +24,7 @@ use crate::plan::tuning::Tuning;
 const CODE: u64 = {
     let state = hash(include_bytes!("gemm.rs"), SEED);
     let state = hash(include_bytes!("tune.rs"), state);
-    let state = hash(include_bytes!("../plan/half.rs"), state);
+    let state = hash(include_bytes!("../plan/tensor_gemm.rs"), state);
     hash(include_bytes!("../plan/tuning.rs"), state)
 };
 
@@ -116,13 +116,13 @@ fn tell(trouble: Trouble) {
 }
 
 fn header(device: &Device) -> Header {
-    let kernels = match &device.modules.half_gemm {
+    let kernels = match &device.modules.tensor_gemm {
         Err(_) => "none".to_owned(),
         Ok(kernel) => {
-            let images = IMAGES.iter().filter(|image| image.kernel == "half_gemm");
+            let images = IMAGES.iter().filter(|image| image.kernel == "tensor_gemm");
             let sum = images.fold(SEED, |state, image| hash(image.bytes, state));
             let place = if kernel.always { "first" } else { "beside" };
-            format!("half_gemm:{place}:{sum:016x}")
+            format!("tensor_gemm:{place}:{sum:016x}")
         }
     };
     Header {

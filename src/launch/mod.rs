@@ -5,7 +5,7 @@
 //! `algorithm` (what a plan chooses), `tune` (timing), `kept_plans` and `plan_file`
 //! (plans that outlive the process). Kernels of ours: `modules` (embedded images),
 //! `kernel` (launches), `params`, `tensor_map` (matrices as the copy engine sees them),
-//! `relu_backward`, `small_mlp`, `half_gemm`, `half_chain`, `fp32`. Below them: `device`
+//! `relu_backward`, `small_mlp`, `tensor_gemm`, `tensor_chain`, `fp32`. Below them: `device`
 //! (context, handles, properties), `notice` (warnings).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -25,8 +25,6 @@ pub mod device;
 pub mod exec;
 pub mod fp32;
 pub mod gemm;
-pub mod half_chain;
-pub mod half_gemm;
 pub mod kept_plans;
 pub mod kernel;
 pub mod lanes;
@@ -39,6 +37,8 @@ pub mod product;
 pub mod relu_backward;
 pub mod replay;
 pub mod small_mlp;
+pub mod tensor_chain;
+pub mod tensor_gemm;
 mod tensor_map;
 pub mod tune;
 

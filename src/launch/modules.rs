@@ -6,9 +6,9 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUfunction, CUmodule};
 
 use super::fp32::Fp32Kernels;
-use super::half_chain::HalfChainKernels;
-use super::half_gemm::HalfGemm;
 use super::small_mlp::SmallMlp;
+use super::tensor_chain::TensorChainKernels;
+use super::tensor_gemm::TensorGemm;
 use crate::plan::problem::Dtype;
 
 /// One compiled kernel file.
@@ -34,10 +34,10 @@ pub struct Modules {
     pub small_mlp: Result<SmallMlp, String>,
     /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
     pub fp32: Result<Fp32Kernels, String>,
-    /// `kernels/half_gemm.cu`, or why cuBLASLt does all 16-bit products.
-    pub half_gemm: Result<HalfGemm, String>,
-    /// `kernels/half_chain.cu`, or why no 16-bit chain goes in one launch.
-    pub half_chain: Result<HalfChainKernels, String>,
+    /// `kernels/tensor_gemm.cu`, or why cuBLASLt does all 16-bit products.
+    pub tensor_gemm: Result<TensorGemm, String>,
+    /// `kernels/tensor_chain.cu`, or why no 16-bit chain goes in one launch.
+    pub tensor_chain: Result<TensorChainKernels, String>,
 }
 
 /// `kernels/relu_backward.cu`, indexed by dtype and by whether it vectorizes.
@@ -69,9 +69,9 @@ impl Modules {
             Err(reason) => (None, Some(reason)),
         };
         let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
-        let (half_gemm, half_chain) =
-            (HalfGemm::load(capability), HalfChainKernels::load(capability));
-        Self { relu_backward, missing, small_mlp, fp32, half_gemm, half_chain }
+        let (tensor_gemm, tensor_chain) =
+            (TensorGemm::load(capability), TensorChainKernels::load(capability));
+        Self { relu_backward, missing, small_mlp, fp32, tensor_gemm, tensor_chain }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -180,9 +180,14 @@ mod tests {
             assert!(image.bytes.len() > 1000, "{} {}", image.kernel, image.capability);
         }
         // Their sources name one target.
-        for kernel in
-            ["fused_mlp", "fp32_gemm", "fp32_pack", "fp32_relu_backward", "half_chain", "half_gemm"]
-        {
+        for kernel in [
+            "fused_mlp",
+            "fp32_gemm",
+            "fp32_pack",
+            "fp32_relu_backward",
+            "tensor_chain",
+            "tensor_gemm",
+        ] {
             let ours = IMAGES.iter().filter(|i| i.kernel == kernel);
             let targets: Vec<_> = ours.map(|i| (i.capability, i.ptx)).collect();
             assert!(IMAGES.is_empty() || targets == [(90, false)], "{kernel} {targets:?}");

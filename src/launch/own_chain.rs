@@ -1,10 +1,10 @@
 //! A whole piece of work by kernels of ours: strict fp32 on the tensor cores, or a
-//! 16-bit forward pass in one launch.
+//! forward pass in one launch.
 
 use super::call::Call;
 use super::device::Device;
 use super::fp32::ReadyChain;
-use super::half_chain::HalfChainLaunch;
+use super::tensor_chain::TensorChainLaunch;
 use super::Refusal;
 use crate::plan::check::Settings;
 use crate::plan::layer::Work;
@@ -13,8 +13,8 @@ use crate::plan::layer::Work;
 pub enum OwnChain<'a> {
     /// `kernels/fp32_*.cu`.
     Fp32(ReadyChain<'a>),
-    /// `kernels/half_chain.cu`.
-    Half(Box<HalfChainLaunch<'a>>),
+    /// `kernels/tensor_chain.cu`.
+    Tensor(Box<TensorChainLaunch<'a>>),
 }
 
 impl<'a> OwnChain<'a> {
@@ -25,15 +25,15 @@ impl<'a> OwnChain<'a> {
             let chosen = ReadyChain::choose(&modules.fp32, settings, work, device.multiprocessors);
             return chosen.map(Self::Fp32);
         }
-        let chosen = HalfChainLaunch::choose(&modules.half_chain, settings, work);
-        chosen.map(|launch| Self::Half(Box::new(launch)))
+        let chosen = TensorChainLaunch::choose(&modules.tensor_chain, settings, work);
+        chosen.map(|launch| Self::Tensor(Box::new(launch)))
     }
 
     /// For messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Fp32(_) => "fp32 on the tensor cores",
-            Self::Half(_) => "16 bits in one launch",
+            Self::Tensor(_) => "all layers in one launch",
         }
     }
 
@@ -41,7 +41,7 @@ impl<'a> OwnChain<'a> {
     pub fn scratch_bytes(&self) -> usize {
         match self {
             Self::Fp32(chain) => chain.scratch_bytes(),
-            Self::Half(_) => 256,
+            Self::Tensor(_) => 256,
         }
     }
 
@@ -59,7 +59,7 @@ impl<'a> OwnChain<'a> {
         unsafe {
             match self {
                 Self::Fp32(chain) => chain.launch(call),
-                Self::Half(launch) => launch.launch(call),
+                Self::Tensor(launch) => launch.launch(call),
             }
         }
     }
@@ -68,7 +68,7 @@ impl<'a> OwnChain<'a> {
     pub fn give_up(&self) {
         match self {
             Self::Fp32(chain) => chain.give_up(),
-            Self::Half(launch) => launch.give_up(),
+            Self::Tensor(launch) => launch.give_up(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Kernel parameter blocks, field for field those of `kernels/params.h`.
 
-use crate::plan::{half_chain, small_mlp};
+use crate::plan::{small_mlp, tensor_chain};
 
 /// See `kernels/params.h`. Device addresses as integers: nothing on this side
 /// follows them.
@@ -202,10 +202,10 @@ pub struct Fp32ReluBackwardParams {
 
 const _: () = assert!(size_of::<Fp32ReluBackwardParams>() == 88, "params.h says 88");
 
-/// One product of `kernels/half_gemm.cu`.
+/// One product of `kernels/tensor_gemm.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HalfGemmParams {
+pub struct TensorGemmParams {
     /// `[n]`, or 0.
     pub bias: u64,
     /// `[m, n]`, dense, where `by_map` is 0.
@@ -228,20 +228,20 @@ pub struct HalfGemmParams {
     pub reserved: i32,
 }
 
-const _: () = assert!(size_of::<HalfGemmParams>() == 48, "params.h says 48");
+const _: () = assert!(size_of::<TensorGemmParams>() == 48, "params.h says 48");
 
-/// Layers of [`HalfChainParams`], `kHalfChainLayers` there.
-pub const CHAIN_LAYERS: usize = half_chain::MAX_LAYERS;
+/// Layers of [`TensorChainParams`], `kTensorChainLayers` there.
+pub const CHAIN_LAYERS: usize = tensor_chain::MAX_LAYERS;
 
-/// Counts of one captured launch, `kHalfChainCounts` there.
+/// Counts of one captured launch, `kTensorChainCounts` there.
 pub const CHAIN_COUNTS: usize = 256;
-/// Captured launches, `kHalfChainSlots` there.
+/// Captured launches, `kTensorChainSlots` there.
 pub const CHAIN_SLOTS: usize = 2048;
 
-/// One layer of `kernels/half_chain.cu`.
+/// One layer of `kernels/tensor_chain.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HalfChainLayer {
+pub struct TensorChainLayer {
     /// `[n]`, or 0.
     pub bias: u64,
     /// Columns of the result.
@@ -258,12 +258,12 @@ pub struct HalfChainLayer {
     pub reserved: i32,
 }
 
-const _: () = assert!(size_of::<HalfChainLayer>() == 32, "params.h says 32");
+const _: () = assert!(size_of::<TensorChainLayer>() == 32, "params.h says 32");
 
-/// A chain of layers for `kernels/half_chain.cu`.
+/// A chain of layers for `kernels/tensor_chain.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HalfChainParams {
+pub struct TensorChainParams {
     /// `[m, n of the last layer]`, dense, where `by_map` is 0.
     pub d: u64,
     /// `[layers - 1, row_tiles]` and one more, zero before and after each launch.
@@ -277,22 +277,22 @@ pub struct HalfChainParams {
     /// 1 if the rows of `d` start on 16 bytes.
     pub by_map: i32,
     /// From the first on.
-    pub layer: [HalfChainLayer; CHAIN_LAYERS],
+    pub layer: [TensorChainLayer; CHAIN_LAYERS],
 }
 
-const _: () = assert!(size_of::<HalfChainParams>() == 416, "params.h says 416");
+const _: () = assert!(size_of::<TensorChainParams>() == 416, "params.h says 416");
 
-/// `HalfChainMaps` of `kernels/half_chain.cu`.
+/// `TensorChainMaps` of `kernels/tensor_chain.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HalfChainMaps {
+pub struct TensorChainMaps {
     /// Of each layer.
     pub weight: [TensorMap; CHAIN_LAYERS],
     /// The input, then the result of each layer.
     pub activation: [TensorMap; CHAIN_LAYERS + 1],
 }
 
-const _: () = assert!(size_of::<HalfChainMaps>() == 3200, "half_chain.cu has as many");
+const _: () = assert!(size_of::<TensorChainMaps>() == 3200, "tensor_chain.cu has as many");
 
 #[cfg(test)]
 mod tests {
@@ -345,14 +345,15 @@ mod tests {
         assert_eq!(fields(&MlpParams::default()), declared("MlpParams"));
         assert_eq!(fields(&Fp32GemmParams::default()), declared("Fp32GemmParams"));
         assert_eq!(fields(&Fp32PackParams::default()), declared("Fp32PackParams"));
-        assert_eq!(fields(&HalfGemmParams::default()), declared("HalfGemmParams"));
-        assert_eq!(fields(&HalfChainLayer::default()), declared("HalfChainLayer"));
-        assert_eq!(fields(&HalfChainParams::default()), declared("HalfChainParams"));
+        assert_eq!(fields(&TensorGemmParams::default()), declared("TensorGemmParams"));
+        assert_eq!(fields(&TensorChainLayer::default()), declared("TensorChainLayer"));
+        assert_eq!(fields(&TensorChainParams::default()), declared("TensorChainParams"));
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
-        assert!(HEADER.contains(&format!("kHalfChainLayers = {CHAIN_LAYERS};")));
-        let slots = format!("kHalfChainCounts = {CHAIN_COUNTS}, kHalfChainSlots = {CHAIN_SLOTS};");
+        assert!(HEADER.contains(&format!("kTensorChainLayers = {CHAIN_LAYERS};")));
+        let slots =
+            format!("kTensorChainCounts = {CHAIN_COUNTS}, kTensorChainSlots = {CHAIN_SLOTS};");
         assert!(HEADER.contains(&slots));
     }
 }

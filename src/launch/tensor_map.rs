@@ -17,6 +17,9 @@ pub struct Boxes {
     pub data: usize,
     /// Of the elements.
     pub dtype: Dtype,
+    /// fp32 is rounded to TF32 where it is read (not where it is stored; seen on
+    /// sm_90, `tests/gpu/test_tensor_chain.py`).
+    pub tf32: bool,
     /// Elements of a run.
     pub run: i64,
     /// How many runs.
@@ -35,6 +38,7 @@ impl Boxes {
     /// For what the driver does not take.
     pub fn encode(&self) -> Result<TensorMap, Refusal> {
         let data_type = match self.dtype {
+            Dtype::F32 if self.tf32 => DataType::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
             Dtype::F32 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             Dtype::F16 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             Dtype::Bf16 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,

@@ -2,7 +2,7 @@
 //! (`problem`), whether our kernels may answer it (`check`), which products a
 //! chain of layers runs (`layer`) or which one launch does all of it
 //! (`small_mlp`), when strict fp32 goes to the tensor cores and how (`fp32`), how our own kernel may do
-//! a 16-bit product (`half`) or a whole chain of them (`half_chain`), how the mask
+//! a 16-bit product (`tensor_gemm`) or a whole chain of them (`tensor_chain`), how the mask
 //! kernel covers its matrix (`relu_grid`), how much is timed (`tuning`), where finished
 //! plans are kept (`cache`; `kept` between processes) and which calls are kept whole
 //! (`replay`).
@@ -10,13 +10,14 @@
 
 pub mod cache;
 pub mod check;
+pub mod format;
 pub mod fp32;
-pub mod half;
-pub mod half_chain;
 pub mod kept;
 pub mod layer;
 pub mod problem;
 pub mod relu_grid;
 pub mod replay;
 pub mod small_mlp;
+pub mod tensor_chain;
+pub mod tensor_gemm;
 pub mod tuning;

@@ -237,8 +237,7 @@ pub fn choose(
 const fn order(precision: Precision, widest: i64) -> &'static [(u8, u32, i64)] {
     const ANY: i64 = 1024; // More than `choose` admits.
     match (precision, widest > 256) {
-        (Precision::Bf16 | Precision::F16, true) => &[(1, 16, ANY)],
-        (Precision::Tf32, true) => &[(1, 16, ANY), (1, 8, 250)],
+        (Precision::Bf16 | Precision::F16 | Precision::Tf32, true) => &[(1, 16, ANY)],
         (Precision::F32, true) => &[(1, 16, 270)],
         (Precision::Bf16 | Precision::F16, false) => {
             &[(1, 16, ANY), (2, 16, ANY), (1, 8, ANY), (2, 8, 150)]
@@ -360,10 +359,10 @@ mod tests {
         for (rows, widths, [bf16, f16, tf32, f32]) in [
             (64, TINY, ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", "f32_r16 16"]),
             (256, TINY, ["bf16_r32 8", "f16_r32 8", "tf32_r32 8", "f32_r32 8"]),
-            (128, SMALL, ["", "", "tf32_r16 8", ""]),
+            (128, SMALL, [""; 4]),
             (112, SMALL, ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", "f32_r16 16"]),
             (256, MEDIUM, [""; 4]),
-            (224, MEDIUM, ["", "", "tf32_r16 8", ""]),
+            (224, MEDIUM, [""; 4]),
             (64, &[1024, 512, 512], ["bf16_r16 16", "f16_r16 16", "tf32_r16 16", ""]),
             (128, &[1024, 512, 512], [""; 4]),
             (1, TINY, ["bf16_r16 16", "f16_r16 16", "", ""]),
@@ -419,7 +418,7 @@ mod tests {
         let (bf16, tf32, f32) = (MODES[0], MODES[2], MODES[3]);
         for ((dtype, math), rows, widths, want) in [
             (bf16, 64, TINY, (217_984, 10, 8192)),
-            (tf32, 128, SMALL, (230_272, 8, 32_768)),
+            (tf32, 112, SMALL, (230_272, 8, 32_768)),
             (f32, 256, TINY, (228_224, 7, 16_384)),
             (bf16, 17, &[37, 129, 63], (82_816, 3, 5120)),
         ] {

@@ -81,8 +81,8 @@ def sanitizers():
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
             HYPATIA_TUNE="0",
             HYPATIA_FP32="tensor",
-            HYPATIA_HALF_GEMM="1",
-            HYPATIA_HALF_CHAIN="1",
+            HYPATIA_TENSOR_GEMM="1",
+            HYPATIA_TENSOR_CHAIN="1",
         )
     ]
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
@@ -145,8 +145,8 @@ def main():
                     "16-bit products by our kernel wherever it works",
                     [sys.executable, "-m", "unittest", "test_numbers", "test_chains"],
                     cwd=HERE,
-                    HYPATIA_HALF_GEMM="1",
-                    HYPATIA_HALF_CHAIN="1",
+                    HYPATIA_TENSOR_GEMM="1",
+                    HYPATIA_TENSOR_CHAIN="1",
                     HYPATIA_TUNE="0",
                 )
             )

@@ -77,3 +77,24 @@ def bound_options(dtype):
     """What the oracle must allow on this device: 16-bit products run on tensor
     cores, which truncate while they accumulate."""
     return {"tensor_cores": dtype in HALVES}
+
+
+MODES = {  # dtype, whether TF32 is allowed, what the oracle allows
+    "bf16": (torch.bfloat16, False, {"tensor_cores": True}),
+    "fp16": (torch.float16, False, {"tensor_cores": True}),
+    "tf32": (torch.float32, True, {"tf32": True}),
+    "fp32": (torch.float32, False, {}),
+}
+
+
+class tf32:
+    """Allows TF32 or not, for the time being."""
+
+    def __init__(self, allow):
+        self.allow = allow
+
+    def __enter__(self):
+        torch.backends.cuda.matmul.allow_tf32 = self.allow
+
+    def __exit__(self, *_):
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -90,7 +90,7 @@ class PlanFile(unittest.TestCase):
             "HYPATIA_LOG": "plan",
             "HYPATIA_TUNE": "1",
             "HYPATIA_FP32": "ieee",  # so that all products are cuBLASLt's to time
-            "HYPATIA_HALF_GEMM": "",
+            "HYPATIA_TENSOR_GEMM": "",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic mode asks for
             "XDG_CACHE_HOME": str(self.home / "cache"),
         }

@@ -144,7 +144,7 @@ impl On<'_> {
             Order::Columns => (m, k, [DEPTH as u32, DEPTH as u32]),
         };
         let (dtype, ld) = (Dtype::F32, gemm.ld);
-        let map = Boxes { data: left.data, dtype, run, runs, ld, size }.encode()?;
+        let map = Boxes { data: left.data, dtype, tf32: false, run, runs, ld, size }.encode()?;
         let params = Fp32GemmParams {
             image: self.place(gemm.image),
             bias: gemm.bias.unwrap_or_default() as u64,

@@ -74,7 +74,7 @@ fn plan(m: i64, us: f32) -> Kept {
         bias_alignment: 256,
         epilogue: Epilogue::ReluBias,
     };
-    Kept::new(&gemm, Choice::Library { words: [m as u64; 8], workspace: 0 }, Some(us))
+    Kept::new(&gemm, Choice::Library { config: [m as u32; 9], workspace: 0 }, Some(us))
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::super::half::Shape;
 use super::super::problem::{Dtype, Epilogue, Gemm, Math, Operand};
-use super::{hash, Choice, Kept, SEED};
+use super::super::tensor_gemm::Shape;
+use super::{hash, Choice, Config, Kept, SEED};
 
 /// Names in the file. They are not `Debug`'s, which may change with the code.
 const DTYPES: [(Dtype, &str); 3] =
@@ -58,12 +58,12 @@ fn body(kept: &Kept) -> String {
         format!("{},{ld},{alignment}", u8::from(transposed))
     };
     let algorithm = match kept.choice {
-        Choice::Library { words, workspace } => {
-            let words: Vec<_> = words.iter().map(|word| format!("{word:016x}")).collect();
-            format!("cublaslt,{},{workspace}", words.join("."))
+        Choice::Library { config, workspace } => {
+            let config: Vec<_> = config.iter().map(|value| format!("{value:08x}")).collect();
+            format!("cublaslt,{},{workspace}", config.join("."))
         }
         Choice::Own { shape: Shape { groups, cols }, overlaps } => {
-            format!("half_gemm,{groups}x{cols},{}", u8::from(overlaps))
+            format!("tensor_gemm,{groups}x{cols},{}", u8::from(overlaps))
         }
     };
     format!(
@@ -145,14 +145,14 @@ fn choice(text: &str) -> Option<Choice> {
     let mut parts = text.split(',');
     match parts.next()? {
         "cublaslt" => {
-            let mut words = [0; 8];
+            let mut config = Config::default();
             let mut given = parts.next()?.split('.');
-            for word in &mut words {
-                *word = u64::from_str_radix(given.next()?, 16).ok()?;
+            for value in &mut config {
+                *value = u32::from_str_radix(given.next()?, 16).ok()?;
             }
-            Some(Choice::Library { words, workspace: number(parts.next()?)? })
+            Some(Choice::Library { config, workspace: number(parts.next()?)? })
         }
-        "half_gemm" => {
+        "tensor_gemm" => {
             let (groups, cols) = parts.next()?.split_once('x')?;
             let shape = Shape { groups: number(groups)?, cols: number(cols)? };
             Some(Choice::Own { shape, overlaps: flag(parts.next()?)? })

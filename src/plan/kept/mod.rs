@@ -3,12 +3,12 @@
 //! (`place`). Reading and writing is `launch::plan_file`'s.
 //!
 //! A plan from a file is a hint: it names an algorithm, and is taken only if
-//! cuBLASLt's heuristic (or `plan::half`) offers that very one for the product. So
+//! cuBLASLt's heuristic (or `plan::tensor_gemm`) offers that very one for the product. So
 //! whatever a file says, its bytes never reach cuBLASLt, and the worst that a wrong one
 //! can do is a slower choice.
 
-use super::half::Shape;
 use super::problem::Gemm;
+use super::tensor_gemm::Shape;
 
 pub mod line;
 pub mod place;
@@ -19,18 +19,22 @@ pub mod text;
 /// Plans in a file at most; each is a line of some 400 bytes.
 pub const MOST: usize = 4096;
 
+/// How many attributes an algorithm of cuBLASLt's has.
+pub const CONFIG: usize = 9;
+/// Their values.
+pub type Config = [u32; CONFIG];
+
 /// Which algorithm does a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// cuBLASLt's: the words of its `cublasLtMatmulAlgo_t`, which its documentation
-    /// allows to be stored for the same version of the library, and the scratch bytes.
+    /// cuBLASLt's.
     Library {
-        /// The descriptor.
-        words: [u64; 8],
+        /// Its attributes (`cublasLtMatmulAlgoConfigAttributes_t`, in that order).
+        config: Config,
         /// Scratch bytes.
         workspace: u64,
     },
-    /// `kernels/half_gemm.cu`; the rest of its tiling follows from the product.
+    /// `kernels/tensor_gemm.cu`; the rest of its tiling follows from the product.
     Own {
         /// Of a block.
         shape: Shape,

@@ -1,8 +1,8 @@
 //! Plans for the tests: every name, every algorithm, every field changed alone.
 
-use super::super::half::Shape;
 use super::super::problem::{Dtype, Epilogue, Gemm, Math, Operand};
-use super::{hash, Choice, Kept, SEED};
+use super::super::tensor_gemm::Shape;
+use super::{hash, Choice, Config, Kept, CONFIG, SEED};
 
 pub const GEMM: Gemm = Gemm {
     device: 0,
@@ -31,11 +31,11 @@ pub fn with_sum(body: &str) -> String {
 }
 
 fn choices() -> Vec<Choice> {
-    let words = [1, 0x8000_0000_0000_0000, 0, u64::MAX, 5, 6, 7, 8];
+    let config = [1, 0x8000_0000, 0, u32::MAX, 5, 6, 7, 8, 9];
     let mut all = vec![
-        Choice::Library { words, workspace: 8 << 20 },
-        Choice::Library { words: [0; 8], workspace: 0 },
-        Choice::Library { words: [u64::MAX; 8], workspace: u64::MAX },
+        Choice::Library { config, workspace: 8 << 20 },
+        Choice::Library { config: Config::default(), workspace: 0 },
+        Choice::Library { config: [u32::MAX; CONFIG], workspace: u64::MAX },
     ];
     for shape in Shape::ALL {
         all.extend([false, true].map(|overlaps| Choice::Own { shape, overlaps }));

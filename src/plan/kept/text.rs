@@ -160,7 +160,7 @@ mod tests {
             driver: "13000 580.1".to_owned(),
             cublaslt: 130_100,
             workspace_limit: 32 << 20,
-            kernels: "half_gemm:0123".to_owned(),
+            kernels: "tensor_gemm:0123".to_owned(),
             code: 7,
         };
         let text = header.to_string();

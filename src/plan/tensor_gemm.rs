@@ -1,9 +1,10 @@
-//! How `kernels/half_gemm.cu` can do a 16-bit product: candidates that are timed
+//! How `kernels/tensor_gemm.cu` can do a product: candidates that are timed
 //! beside cuBLASLt's algorithms (`launch::tune`).
 
 use std::fmt;
 
-use super::problem::{Dtype, Gemm, Math};
+use super::format::Format;
+use super::problem::Gemm;
 
 /// What is contiguous in the two operands; the kernels' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,12 @@ impl Layout {
             Self::Nt => "nt",
             Self::Tt => "tt",
         }
+    }
+
+    /// Whether there are kernels for it: the tensor cores read TF32 by k alone.
+    #[must_use]
+    pub fn is_for(self, format: Format) -> bool {
+        format != Format::Tf32 || self == Self::Nn
     }
 
     /// Of a product in column-major notation, whose right operand is our left one.
@@ -110,7 +117,7 @@ pub struct Tiling {
 impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { layout, shape, overlaps, .. } = self;
-        write!(f, "half_gemm {}x{} {}", shape.groups, shape.cols, layout.name())?;
+        write!(f, "tensor_gemm {}x{} {}", shape.groups, shape.cols, layout.name())?;
         f.write_str(if *overlaps { ", overlapping" } else { "" })
     }
 }
@@ -118,11 +125,11 @@ impl fmt::Display for Tiling {
 /// Those worth timing: every block runs at once.
 #[must_use]
 pub fn candidates(gemm: &Gemm, multiprocessors: i64) -> Vec<Tiling> {
-    let aligned = [gemm.a, gemm.b].iter().all(|o| o.alignment >= 16 && o.ld % 8 == 0);
-    let fits = gemm.dtype != Dtype::F32 && gemm.math == Math::Strict && aligned;
-    let Some(layout) = Layout::of(gemm).filter(|_| fits && gemm.ldd == gemm.m) else {
-        return vec![];
-    };
+    let Some(format) = Format::of(gemm.dtype, gemm.math) else { return vec![] };
+    let row_of_16 = |ld: i64| ld % (i64::from(format.run()) / 8) == 0;
+    let aligned = [gemm.a, gemm.b].iter().all(|o| o.alignment >= 16 && row_of_16(o.ld));
+    let fits = |layout: &Layout| layout.is_for(format) && aligned && gemm.ldd == gemm.m;
+    let Some(layout) = Layout::of(gemm).filter(fits) else { return vec![] };
     let tiled = |shape: Shape| {
         // With a multiprocessor to itself a block behind cannot begin early, and
         // its first blocks take those that were idle: faster for some shapes only.
@@ -151,7 +158,7 @@ pub fn candidates(gemm: &Gemm, multiprocessors: i64) -> Vec<Tiling> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::problem::{Epilogue, Operand};
+    use super::super::problem::{Dtype, Epilogue, Math, Operand};
     use super::*;
 
     fn gemm(m: i64, n: i64, k: i64, transposed: (bool, bool)) -> Gemm {
@@ -207,6 +214,8 @@ mod tests {
             a(Operand { ld: 511, ..good.a }),
             a(Operand { alignment: 8, ..good.a }),
             Gemm { dtype: Dtype::F32, ..good },
+            Gemm { dtype: Dtype::F32, math: Math::Tf32, ..gemm(512, 512, 512, (false, false)) },
+            Gemm { dtype: Dtype::F32, math: Math::Tf32, ..a(Operand { ld: 510, ..good.a }) },
             Gemm { math: Math::Fp16Accumulate, ..good },
             Gemm { ldd: 600, ..good },
         ] {

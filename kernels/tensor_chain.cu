@@ -1,62 +1,66 @@
-// Layers of relu(x . weightT + bias) in turn, in bf16 or fp16, in one launch;
-// each reads the results of the one before from global memory.
+// Layers of relu(x . weightT + bias) in turn, in bf16, fp16 or TF32, in one
+// launch; each reads the results of the one before from global memory.
 //
 // Shapes   activations [m, k] by map 0, then [m, n] of each layer by the next
 //          map; weights [n, k]; bias [n] or null. The last result goes without
 //          a map where its rows do not start on 16 bytes.
-// Layout   maps in boxes of 64 elements (128 bytes, swizzled): 64 rows of an
-//          activation, half as many rows of a weight as a tile has columns.
-// Tiles    128 rows by 128 or 64 columns, two warpgroups; k in chunks of 64
-//          through a ring that one warp fills; one more warp for each group
-//          stores its results. Clusters of two blocks take pairs of tiles below
-//          each other, which read the same weights: each fetches half of them
-//          for both. Rows of tiles one after the other.
+// Layout   maps in boxes of 128 bytes (swizzled): 64 rows of an activation,
+//          half as many rows of a weight as a tile has columns. fp32 is rounded
+//          to TF32 where it is read.
+// Tiles    128 rows by 128 or 64 columns, two warpgroups; k in chunks of 128
+//          bytes through a ring that one warp fills; one more warp for each
+//          group stores its results. Clusters of two blocks take pairs of tiles
+//          below each other, which read the same weights: each fetches half of
+//          them for both. Rows of tiles one after the other.
 // Order    a tile begins when all tiles of its rows in the layer before are
 //          stored: `done` counts them. All blocks run at once (a cooperative
 //          launch), so that waiting ends.
 // Overlap  the weights of a tile are fetched while it waits.
 // Sums     fp32 from the bias on, in the tensor core, in the order of k: the
 //          same bits every time.
-// Assumes  (checked in src/plan/half_chain.rs) 352 threads, extents below 2^31,
-//          every matrix and its rows 16-byte aligned, but the last result; an
-//          even number of rows of tiles.
+// Assumes  (checked in src/plan/tensor_chain.rs) 352 threads, extents below
+//          2^31, every matrix but the last result and its rows 16-byte aligned,
+//          an even number of rows of tiles.
 // Targets  sm_90a
 
 #include "common/bulk_copy.cuh"
 #include "common/convert.cuh"
-#include "common/half_tile.cuh"
 #include "common/ring.cuh"
+#include "common/tensor_tile.cuh"
 #include "common/wgmma.cuh"
 #include "params.h"
 
 namespace hypatia {
 
-struct HalfChainMaps {
-  TensorMap weight[kHalfChainLayers];
-  TensorMap activation[kHalfChainLayers + 1];
+struct TensorChainMaps {
+  TensorMap weight[kTensorChainLayers];
+  TensorMap activation[kTensorChainLayers + 1];
 };
-static_assert(sizeof(HalfChainMaps) == 3200, "launch/params.rs says 3200");
+static_assert(sizeof(TensorChainMaps) == 3200, "launch/params.rs says 3200");
 
 constexpr int kPair = 2;  // blocks of a cluster
 constexpr int kGroups = 2, kGroupRows = 64, kGroupBytes = kGroupRows * 128;
 constexpr int kRows = kGroups * kGroupRows, kLeftBytes = kGroups * kGroupBytes;
 constexpr int kMaxCols = 128;
-constexpr int kStages = 6;
-using Stages = Ring<kStages, kLeftBytes + kMaxCols * 128>;
-constexpr int kResultBytes = kGroupRows * kMaxCols * 2;  // of a group
-constexpr int kComputing = 4 * kGroups;                  // warps
+template <typename T>
+constexpr int kResultBytes = kGroupRows * kMaxCols * sizeof(T);  // of a group
+template <typename T>
+constexpr int kStages = sizeof(T) == 2 ? 6 : 5;
+template <typename T>
+using Stages = Ring<kStages<T>, kLeftBytes + kMaxCols * 128>;
+constexpr int kComputing = 4 * kGroups;  // warps
 
 // Where a block is.
 struct Tile {
-  const HalfChainParams& p;
+  const TensorChainParams& p;
   int layer = 0, index = blockIdx.x / kPair, row, col;
 
-  __device__ explicit Tile(const HalfChainParams& params) : p(params) {
+  __device__ explicit Tile(const TensorChainParams& params) : p(params) {
     settle();
   }
   __device__ bool exists() const { return layer < p.layers; }
-  __device__ int chunks() const {
-    return (p.layer[layer].k + kDepth - 1) / kDepth;
+  __device__ int chunks(int depth) const {
+    return (p.layer[layer].k + depth - 1) / depth;
   }
   __device__ void next() {
     index += gridDim.x / kPair;
@@ -76,7 +80,8 @@ struct Tile {
 };
 
 // Of a row of tiles: how many halves are stored of a layer.
-__device__ inline unsigned* done(const HalfChainParams& p, int layer, int row) {
+__device__ inline unsigned* done(const TensorChainParams& p, int layer,
+                                 int row) {
   return p.done + layer * p.row_tiles + row;
 }
 
@@ -92,27 +97,29 @@ __device__ inline void wait_for(const unsigned* count, unsigned all) {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
-__device__ void fetch(const HalfChainMaps& maps, const HalfChainParams& p,
-                      const Stages& ring) {
+template <typename T>
+__device__ void fetch(const TensorChainMaps& maps, const TensorChainParams& p,
+                      const Stages<T>& ring) {
+  using Turn = typename Stages<T>::Turn;
   const int rank = cluster_rank();
-  Stages::Turn turn;
+  Turn turn;
   for (Tile tile(p); tile.exists(); tile.next()) {
-    const HalfChainLayer& layer = p.layer[tile.layer];
-    const int chunks = tile.chunks();
+    const TensorChainLayer& layer = p.layer[tile.layer];
+    const int chunks = tile.chunks(kRun<T>);
     const TensorMap& left = maps.activation[tile.layer];
     const TensorMap& right = maps.weight[tile.layer];
     const unsigned bytes = kLeftBytes + layer.cols * 128;
     const int part = layer.cols / kPair;
-    const auto fetch_right = [&](const Stages::Turn& to, int c) {
+    const auto fetch_right = [&](const Turn& to, int c) {
       barrier_wait(ring.empty(to.stage), to.parity ^ 1);
       const unsigned full = ring.full(to.stage);
       barrier_expect(full, bytes);
       const unsigned at = ring.data(to.stage) + kLeftBytes + rank * part * 128;
-      copy_box_to(at, right, c * kDepth, tile.col + rank * part, full,
+      copy_box_to(at, right, c * kRun<T>, tile.col + rank * part, full,
                   (1 << kPair) - 1);
     };
-    const int early = min(kStages, chunks);
-    Stages::Turn ahead = turn;
+    const int early = min(kStages<T>, chunks);
+    Turn ahead = turn;
     for (int c = 0; c < early; c++, ahead.next()) fetch_right(ahead, c);
     if (tile.layer > 0) {
       wait_for(done(p, tile.layer - 1, tile.row),
@@ -121,7 +128,7 @@ __device__ void fetch(const HalfChainMaps& maps, const HalfChainParams& p,
     for (int c = 0; c < chunks; c++, turn.next()) {
       if (c >= early) fetch_right(turn, c);
       for (int group = 0; group < kGroups; group++) {
-        copy_box(ring.data(turn.stage) + group * kGroupBytes, left, c * kDepth,
+        copy_box(ring.data(turn.stage) + group * kGroupBytes, left, c * kRun<T>,
                  tile.row * kRows + group * kGroupRows, ring.full(turn.stage));
       }
     }
@@ -153,12 +160,8 @@ __device__ inline void meet(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(5 + group) : "memory");
 }
 
-// Where 8 columns `piece` of a row of a group's results lie.
-__device__ inline unsigned result_at(int row, int piece) {
-  return piece / 8 * kGroupBytes + row * 128 + ((piece % 8 ^ (row & 7)) << 4);
-}
-
-__device__ void store(const HalfChainMaps& maps, const HalfChainParams& p,
+template <typename T>
+__device__ void store(const TensorChainMaps& maps, const TensorChainParams& p,
                       unsigned results, int group) {
   say_results_read(group);
   for (Tile tile(p); tile.exists(); tile.next()) {
@@ -167,8 +170,8 @@ __device__ void store(const HalfChainMaps& maps, const HalfChainParams& p,
     if ((!last || p.by_map) && threadIdx.x % 32 == 0) {
       const TensorMap& map = maps.activation[tile.layer + 1];
       const int row = tile.row * kRows + group * kGroupRows;
-      for (int i = 0; i < p.layer[tile.layer].cols / 64; i++) {
-        store_box(map, tile.col + 64 * i, row, results + i * kGroupBytes);
+      for (int i = 0; i < p.layer[tile.layer].cols / kRun<T>; i++) {
+        store_box(map, tile.col + kRun<T> * i, row, results + i * kGroupBytes);
       }
       if (last) {
         finish_stores();
@@ -185,31 +188,28 @@ __device__ void store(const HalfChainMaps& maps, const HalfChainParams& p,
 }
 
 template <typename T>
-__device__ void store_elements(const Tile& tile, const HalfChainParams& p,
+__device__ void store_elements(const Tile& tile, const TensorChainParams& p,
                                unsigned results, int group) {
-  const HalfChainLayer& layer = p.layer[tile.layer];
+  const TensorChainLayer& layer = p.layer[tile.layer];
   const int first = tile.row * kRows + group * kGroupRows;
   meet(group);
   for (int i = threadIdx.x % 128; i < kGroupRows * layer.cols; i += 128) {
     const int r = i / layer.cols, c = i % layer.cols;
-    unsigned short bits;
-    asm volatile("ld.shared.u16 %0, [%1];"
-                 : "=h"(bits)
-                 : "r"(results + result_at(r, c / 8) + c % 8 * 2)
-                 : "memory");
+    constexpr int kPiece = 16 / sizeof(T);
+    const unsigned from = results + result_at<128>(r, c / kPiece);
+    const T x = load_shared<T>(from + c % kPiece * sizeof(T));
     const int row = first + r, col = tile.col + c;
     if (row < p.m && col < layer.n) {
-      static_cast<unsigned short*>(p.d)[row * 1ll * layer.n + col] = bits;
+      static_cast<T*>(p.d)[row * 1ll * layer.n + col] = x;
     }
   }
 }
 
 template <typename T, int kCols>
-__device__ void compute(const Tile& tile, const HalfChainLayer& layer,
-                        const Stages& ring, Stages::Turn& turn, float* bias,
-                        unsigned results, int group) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  const int thread = threadIdx.x % 128;
+__device__ void compute(const Tile& tile, const TensorChainLayer& layer,
+                        const Stages<T>& ring, typename Stages<T>::Turn& turn,
+                        float* bias, unsigned results, int group) {
+  const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;
   if (thread < kCols) {
     const T* from = static_cast<const T*>(layer.bias);
     const int at = tile.col + thread;
@@ -227,7 +227,7 @@ __device__ void compute(const Tile& tile, const HalfChainLayer& layer,
     if (lane >= kPair) return;
     barrier_arrive_remote(map_to_rank(ring.empty(stage), lane));
   };
-  const int chunks = tile.chunks();
+  const int chunks = tile.chunks(kRun<T>);
   int before = 0;
   for (int c = 0; c < chunks; c++, turn.next()) {
     barrier_wait(ring.full(turn.stage), turn.parity);
@@ -248,27 +248,16 @@ __device__ void compute(const Tile& tile, const HalfChainLayer& layer,
   wgmma_pin(sums);
   leave(before);
   wait_results_read(group);
-  const unsigned least = layer.relu ? 0u : least_pair<T>();
-  const int row = 16 * warp + lane % 16;
-#pragma unroll
-  for (int j = 0; j < kCols / 16; j++) {  // four blocks of 8 x 8 at a time
-    unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int at = 8 * j + 4 * (i / 2) + 2 * (i % 2);
-      words[i] = max_pair<T>(pair_of<T>(sums[at], sums[at + 1]), least);
-    }
-    store_blocks(results + result_at(row, 2 * j + lane / 16), words);
-  }
+  Results<T>::put(results, sums, layer.relu);
 }
 
 template <typename T>
-__device__ void half_chain(const HalfChainMaps& maps,
-                           const HalfChainParams& p) {
+__device__ void tensor_chain(const TensorChainMaps& maps,
+                             const TensorChainParams& p) {
   extern __shared__ char shared[];
   __shared__ float bias[kGroups][kMaxCols];
   const unsigned results = (shared_address(shared) + 1023) & ~1023u;
-  const Stages ring(results + kGroups * kResultBytes);
+  const Stages<T> ring(results + kGroups * kResultBytes<T>);
   if (threadIdx.x == 0) {
     prefetch_map(maps.weight[0]);
     prefetch_map(maps.activation[0]);
@@ -280,15 +269,15 @@ __device__ void half_chain(const HalfChainMaps& maps,
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (warp > kComputing) {
     const int group = warp - kComputing - 1;
-    store(maps, p, results + group * kResultBytes, group);
+    store<T>(maps, p, results + group * kResultBytes<T>, group);
   } else if (warp == kComputing) {
-    if (threadIdx.x % 32 == 0) fetch(maps, p, ring);
+    if (threadIdx.x % 32 == 0) fetch<T>(maps, p, ring);
   } else {
     const int group = warp / 4;
-    const unsigned mine = results + group * kResultBytes;
-    Stages::Turn turn;
+    const unsigned mine = results + group * kResultBytes<T>;
+    typename Stages<T>::Turn turn;
     for (Tile tile(p); tile.exists(); tile.next()) {
-      const HalfChainLayer& layer = p.layer[tile.layer];
+      const TensorChainLayer& layer = p.layer[tile.layer];
       if (layer.cols == 128) {
         compute<T, 128>(tile, layer, ring, turn, bias[group], mine, group);
       } else {
@@ -310,15 +299,17 @@ __device__ void half_chain(const HalfChainMaps& maps,
 
 // For `done` of launches in captured graphs, which may run beside one another:
 // each has its own, and need not clear it first.
-extern "C" __device__ __attribute__((
-    used)) unsigned half_chain_counts[kHalfChainSlots][kHalfChainCounts];
+extern "C" {
+__device__ unsigned tensor_chain_counts[kTensorChainSlots][kTensorChainCounts];
+}
 
-#define HYPATIA_HALF_CHAIN(name, T)                                          \
-  extern "C" __global__ void __launch_bounds__(352, 1)                       \
-      half_chain_##name(const __grid_constant__ hypatia::HalfChainMaps maps, \
-                        const __grid_constant__ HalfChainParams p) {         \
-    hypatia::half_chain<T>(maps, p);                                         \
+#define HYPATIA_TENSOR_CHAIN(name, T)                                       \
+  extern "C" __global__ void __launch_bounds__(352, 1) tensor_chain_##name( \
+      const __grid_constant__ hypatia::TensorChainMaps maps,                \
+      const __grid_constant__ TensorChainParams p) {                        \
+    hypatia::tensor_chain<T>(maps, p);                                      \
   }
 
-HYPATIA_HALF_CHAIN(bf16, __nv_bfloat16)
-HYPATIA_HALF_CHAIN(f16, __half)
+HYPATIA_TENSOR_CHAIN(bf16, __nv_bfloat16)
+HYPATIA_TENSOR_CHAIN(f16, __half)
+HYPATIA_TENSOR_CHAIN(tf32, float)

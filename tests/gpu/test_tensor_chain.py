@@ -1,11 +1,12 @@
-"""Whole 16-bit forward passes in one launch (kernels/half_chain.cu): numbers
+"""Whole forward passes in one launch (kernels/tensor_chain.cu): numbers
 against fp64, hidden results, gradients, special values, capture, streams, and that
 it is used where it should.
 
-The sizes are those that fill the device; `HYPATIA_HALF_CHAIN=1` sends every
-16-bit chain this way, so the other tests are worth a run with it."""
+The sizes are those that fill the device; `HYPATIA_TENSOR_CHAIN=1` sends every chain
+in bf16, fp16 and TF32 this way, so the other tests are worth a run with it."""
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import subprocess
@@ -14,18 +15,19 @@ import unittest
 
 import torch
 
-from support import HALVES, LIBRARY, mlp_operands, oracle, split
+from support import LIBRARY, MODES as ALL_MODES, mlp_operands, oracle, split, tf32
 
 mlp = torch.ops.hypatia.fused_mlp
 forward = torch.ops.hypatia._fused_mlp_forward
 
-CASES = [  # rows, widths that take it on 132 multiprocessors
+MODES = {name: mode for name, mode in ALL_MODES.items() if name != "fp32"}
+CASES = [  # TF32: the second and the third alone; rows, widths that take it on 132 multiprocessors
     (512, (784, 2048, 2048, 1000)),
     (1024, (784, 2048, 2048, 2048, 2048, 1000)),
     (1000, (72, 2048, 2040, 10)),
     (640, (1024, 3072, 1304, 200)),
 ]
-# With HYPATIA_HALF_CHAIN=1 only: several tiles a block, hardly any, odd ends.
+# With HYPATIA_TENSOR_CHAIN=1 only: several tiles a block, hardly any, odd ends.
 OTHERS = [
     (5000, (784, 2048, 1024, 1000)),
     (300, (64, 72, 8, 136, 24)),
@@ -33,40 +35,42 @@ OTHERS = [
     (1, (8, 16, 24)),
     (33, (64,) * 13),
 ]
-ALWAYS = os.environ.get("HYPATIA_HALF_CHAIN") == "1"
+ALWAYS = os.environ.get("HYPATIA_TENSOR_CHAIN") == "1"
 
 
 @unittest.skipIf(torch.cuda.get_device_capability() != (9, 0), "sm_90 only")
-class HalfChain(unittest.TestCase):
+class TensorChain(unittest.TestCase):
     def test_results_and_hidden_results(self):
-        for dtype in HALVES:
-            for rows, widths in CASES + OTHERS:
-                for bias, relu_last in ((True, False), ("some", True), (False, False)):
-                    what = f"{dtype} {rows} {widths} bias={bias} relu_last={relu_last}"
-                    with self.subTest(what):
-                        x, weights, biases = mlp_operands((rows,), widths, dtype, bias)
-                        y = mlp(x, weights, biases, relu_last)
-                        oracle.assert_mlp(
-                            y, x, weights, biases, relu_last, what, tensor_cores=True
-                        )
-                        kept, activations = forward(x, weights, biases, relu_last)
-                        # A small one's inference has another kernel still.
-                        if (rows, widths) in CASES:
-                            self.assertTrue(torch.equal(y, kept), what)
-                        hidden = split(activations, x, weights)
-                        for i, h in enumerate(hidden):
-                            front = hidden[i - 1] if i else x
-                            oracle.assert_mlp(
-                                h, front, weights[i : i + 1], biases[i : i + 1], True,
-                                f"{what} layer {i}", tensor_cores=True,
-                            )
+        for mode, (rows, widths) in itertools.product(MODES, CASES + OTHERS):
+            dtype, allow, how = MODES[mode]
+            for bias, relu_last in ((True, False), ("some", True), (False, False)):
+                what = f"{mode} {rows} {widths} bias={bias} relu_last={relu_last}"
+                with self.subTest(what), tf32(allow):
+                    x, weights, biases = mlp_operands((rows,), widths, dtype, bias)
+                    y = mlp(x, weights, biases, relu_last)
+                    oracle.assert_mlp(y, x, weights, biases, relu_last, what, **how)
+                    kept, activations = forward(x, weights, biases, relu_last)
+                    # A small one's inference has another kernel still.
+                    if (rows, widths) in CASES:
+                        self.assertTrue(torch.equal(y, kept), what)
+                    hidden = split(activations, x, weights)
+                    for i, h in enumerate(hidden):
+                        front = hidden[i - 1] if i else x
+                        layer = weights[i : i + 1], biases[i : i + 1], True
+                        oracle.assert_mlp(h, front, *layer, f"{what} layer {i}", **how)
+                        if mode == "tf32" and h.numel() > 1000:
+                            # Rounded where it is read, not where it is kept.
+                            low = h.contiguous().view(torch.int32) & 0x1FFF
+                            self.assertTrue(low.any(), what)
 
     def test_the_same_bits_every_time(self):
-        for rows, widths in CASES:
-            arguments = mlp_operands((rows,), widths, torch.bfloat16)
-            first = mlp(*arguments, False)
-            for _ in range(20):
-                self.assertTrue(torch.equal(first, mlp(*arguments, False)))
+        for mode, (rows, widths) in itertools.product(MODES, CASES):
+            dtype, allow, _ = MODES[mode]
+            with tf32(allow):
+                arguments = mlp_operands((rows,), widths, dtype)
+                first = mlp(*arguments, False)
+                for _ in range(20):
+                    self.assertTrue(torch.equal(first, mlp(*arguments, False)))
 
     def test_operands_with_strides_and_leading_dimensions(self):
         x, weights, biases = mlp_operands((1024,), (784, 2048, 2048, 1000), torch.float16)
@@ -82,16 +86,19 @@ class HalfChain(unittest.TestCase):
         )
 
     def test_special_values_stay_in_their_rows(self):
-        x, weights, biases = mlp_operands((1024,), (784, 2048, 2048, 1000), torch.bfloat16)
-        clean = mlp(x, weights, biases, False)
-        dirty = x.clone()
-        dirty[5, 3], dirty[700, 0], dirty[701, 1] = float("nan"), float("inf"), -float("inf")
-        got = mlp(dirty, weights, biases, False)
-        self.assertTrue(got[5].isnan().all())
-        for row in (700, 701):
-            self.assertFalse(got[row].isfinite().all())
-        others = [r for r in range(1024) if r not in (5, 700, 701)]
-        self.assertTrue(torch.equal(got[others], clean[others]))
+        for mode, (dtype, allow, _) in MODES.items():
+            with self.subTest(mode), tf32(allow):
+                x, weights, biases = mlp_operands((1024,), (784, 2048, 2048, 1000), dtype)
+                clean = mlp(x, weights, biases, False)
+                dirty = x.clone()
+                dirty[5, 3], dirty[700, 0] = float("nan"), float("inf")
+                dirty[701, 1] = -float("inf")
+                got = mlp(dirty, weights, biases, False)
+                self.assertTrue(got[5].isnan().all())
+                for row in (700, 701):
+                    self.assertFalse(got[row].isfinite().all())
+                others = [r for r in range(1024) if r not in (5, 700, 701)]
+                self.assertTrue(torch.equal(got[others], clean[others]))
 
     def test_gradients(self):
         rows, widths = 512, (784, 2048, 2048, 1000)
@@ -148,17 +155,26 @@ class HalfChain(unittest.TestCase):
 
     @unittest.skipIf(ALWAYS, "it is used everywhere")
     def test_it_is_used_where_it_should(self):
-        for rows, widths, env, wanted in (
-            (1024, (784, 2048, 2048, 1000), {}, True),
-            (1024, (784, 2048, 2048, 1000), {"HYPATIA_HALF_CHAIN": "0"}, False),
-            (256, (1024, 512, 512, 256), {}, False),
-            (256, (1024, 512, 512, 256), {"HYPATIA_HALF_CHAIN": "1"}, True),
+        off, always = {"HYPATIA_TENSOR_CHAIN": "0"}, {"HYPATIA_TENSOR_CHAIN": "1"}
+        large, medium = (784, 2048, 2048, 1000), (1024, 512, 512, 256)
+        for mode, rows, widths, env, wanted in (
+            ("bf16", 1024, large, {}, True),
+            ("bf16", 512, large, {}, True),
+            ("bf16", 1024, large, off, False),
+            ("bf16", 256, medium, {}, False),
+            ("bf16", 256, medium, always, True),
+            ("tf32", 1024, large, {}, True),
+            ("tf32", 512, large, {}, False),
+            ("tf32", 512, large, always, True),
+            ("fp32", 1024, large, always, False),
         ):
+            dtype, allow, _ = ALL_MODES[mode]
             program = f"""
 import torch
 torch.ops.load_library({str(LIBRARY)!r})
 from support import mlp_operands
-torch.ops.hypatia.fused_mlp(*mlp_operands(({rows},), {widths}, torch.bfloat16), False)
+torch.backends.cuda.matmul.allow_tf32 = {allow}
+torch.ops.hypatia.fused_mlp(*mlp_operands(({rows},), {widths}, {dtype}), False)
 torch.cuda.synchronize()
 """
             done = subprocess.run(
@@ -169,8 +185,8 @@ torch.cuda.synchronize()
                 text=True,
                 check=True,
             )
-            said = "16 bits in one launch" in done.stderr
-            self.assertEqual(said, wanted, f"{rows} {widths} {env}\n{done.stderr}")
+            said = f"{mode} in one launch: tensor_chain" in done.stderr
+            self.assertEqual(said, wanted, f"{mode} {rows} {widths} {env}\n{done.stderr}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! Launches `kernels/half_chain.cu`: a whole 16-bit forward pass at once.
+//! Launches `kernels/tensor_chain.cu`: a whole forward pass at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -8,19 +8,19 @@ use super::call::Call;
 use super::kernel::{allow, Shape};
 use super::modules::Module;
 use super::params::{
-    HalfChainLayer, HalfChainMaps, HalfChainParams, TensorMap, CHAIN_COUNTS, CHAIN_SLOTS,
+    TensorChainLayer, TensorChainMaps, TensorChainParams, TensorMap, CHAIN_COUNTS, CHAIN_SLOTS,
 };
 use super::product::{log_line, logging};
 use super::tensor_map::Boxes;
 use super::Refusal;
 use crate::plan::check::{Matrix, Settings};
-use crate::plan::half_chain::{self, HalfChain, Policy, BOX_ROWS, PAIR, SHARED_BYTES, THREADS};
+use crate::plan::format::Format;
 use crate::plan::layer::{Layer, Work};
-use crate::plan::problem::Dtype;
+use crate::plan::tensor_chain::{self, Policy, TensorChain, BOX_ROWS, PAIR, SHARED_BYTES, THREADS};
 
 /// The functions of one device.
-pub struct HalfChainKernels {
-    functions: [CUfunction; 2],
+pub struct TensorChainKernels {
+    functions: [CUfunction; Format::ALL.len()],
     /// Blocks that run at a time.
     at_once: i64,
     policy: Policy,
@@ -29,7 +29,7 @@ pub struct HalfChainKernels {
     counts: Counts,
 }
 
-/// `half_chain_counts`: zero, and zero again behind each launch.
+/// `tensor_chain_counts`: zero, and zero again behind each launch.
 struct Counts {
     data: u64,
     taken: AtomicUsize,
@@ -50,36 +50,33 @@ impl Counts {
 
 // SAFETY: a CUfunction is a handle into a module that is never unloaded, and
 // launching it is thread-safe (CUDA driver API, thread safety).
-unsafe impl Send for HalfChainKernels {}
+unsafe impl Send for TensorChainKernels {}
 // SAFETY: as above.
-unsafe impl Sync for HalfChainKernels {}
+unsafe impl Sync for TensorChainKernels {}
 
-/// Elements of a run of a box: 128 bytes.
-const RUN: u32 = 64;
-
-impl HalfChainKernels {
+impl TensorChainKernels {
     /// Loads them and asks how many blocks run at a time; the device's context must
     /// be current.
     ///
     /// # Errors
-    /// Why there are none: other devices, an old driver, `HYPATIA_HALF_CHAIN=0`.
+    /// Why there are none: other devices, an old driver, `HYPATIA_TENSOR_CHAIN=0`.
     pub fn load(capability: u32) -> Result<Self, String> {
-        let policy = match std::env::var("HYPATIA_HALF_CHAIN").as_deref() {
-            Ok("0") => return Err("HYPATIA_HALF_CHAIN=0".to_owned()),
+        let policy = match std::env::var("HYPATIA_TENSOR_CHAIN").as_deref() {
+            Ok("0") => return Err("HYPATIA_TENSOR_CHAIN=0".to_owned()),
             Ok("1") => Policy::Always,
             _ => Policy::WhereFaster,
         };
-        let module = Module::load("half_chain", capability)?;
-        let mut functions = [std::ptr::null_mut(); 2];
+        let module = Module::load("tensor_chain", capability)?;
+        let mut functions = [std::ptr::null_mut(); Format::ALL.len()];
         let mut at_once = i64::MAX;
-        for (function, name) in functions.iter_mut().zip(["f16", "bf16"]) {
-            *function = module.function(format!("half_chain_{name}"))?;
+        for (function, format) in functions.iter_mut().zip(Format::ALL) {
+            *function = module.function(format!("tensor_chain_{}", format.name()))?;
             allow(*function, SHARED_BYTES)?;
             let clusters = shape(PAIR).clusters_at_once(*function);
             at_once = at_once.min(i64::from(clusters) * PAIR);
         }
         let bytes = CHAIN_SLOTS * CHAIN_COUNTS * size_of::<u32>();
-        let data = module.variable(c"half_chain_counts", bytes)?;
+        let data = module.variable(c"tensor_chain_counts", bytes)?;
         let counts = Counts { data, taken: AtomicUsize::new(0) };
         Ok(Self { functions, at_once, policy, failed: AtomicBool::new(false), counts })
     }
@@ -98,35 +95,35 @@ fn shape(blocks: i64) -> Shape {
 }
 
 /// One launch that does a chain, decided but not made.
-pub struct HalfChainLaunch<'a> {
-    kernels: &'a HalfChainKernels,
-    chain: HalfChain,
-    function: CUfunction,
-    maps: HalfChainMaps,
-    params: HalfChainParams,
+pub struct TensorChainLaunch<'a> {
+    kernels: &'a TensorChainKernels,
+    chain: TensorChain,
+    format: Format,
+    maps: TensorChainMaps,
+    params: TensorChainParams,
 }
 
-impl<'a> HalfChainLaunch<'a> {
+impl<'a> TensorChainLaunch<'a> {
     /// `None` if the layers run one by one.
     pub fn choose(
-        kernels: &'a Result<HalfChainKernels, String>,
+        kernels: &'a Result<TensorChainKernels, String>,
         settings: Settings,
         work: &Work,
     ) -> Option<Self> {
         let kernels = kernels.as_ref().ok()?;
         let Work::Forward(input, layers) = work else { return None };
-        if settings.dtype == Dtype::F32 || kernels.failed.load(Ordering::Relaxed) {
+        let format = Format::of(settings.dtype, settings.math)?;
+        if kernels.failed.load(Ordering::Relaxed) {
             return None;
         }
-        let chain = half_chain::choose(settings, work, kernels.at_once, kernels.policy);
+        let chain = tensor_chain::choose(settings, work, kernels.at_once, kernels.policy);
         if let (true, Err(reason)) = (logging(), &chain) {
-            log_line(|| format!("16 bits layer by layer: {reason}"));
+            log_line(|| format!("layer by layer: {reason}"));
         }
         let chain = chain.ok()?;
-        let maps = maps(&chain, settings.dtype, *input, layers).ok()?;
+        let maps = maps(&chain, format, *input, layers).ok()?;
         let params = params(&chain, layers);
-        let function = kernels.functions[usize::from(settings.dtype == Dtype::Bf16)];
-        Some(Self { kernels, chain, function, maps, params })
+        Some(Self { kernels, chain, format, maps, params })
     }
 
     /// Puts it on the call's stream.
@@ -139,7 +136,7 @@ impl<'a> HalfChainLaunch<'a> {
     /// # Errors
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
-        log_line(|| format!("16 bits in one launch: {}", self.chain));
+        log_line(|| format!("{} in one launch: {}", self.format.name(), self.chain));
         let stream = call.stream as CUstream;
         let _turn = call.workspace.turn();
         let workspace = &call.workspace;
@@ -151,15 +148,16 @@ impl<'a> HalfChainLaunch<'a> {
             unsafe { workspace.clear_if_private(stream) }?;
             workspace.data as u64
         };
-        let params = HalfChainParams { done, ..self.params };
+        let params = TensorChainParams { done, ..self.params };
         let arguments =
             [(&raw const self.maps).cast_mut().cast(), (&raw const params).cast_mut().cast()];
+        let function = self.kernels.functions[self.format as usize];
         // SAFETY: the parameter blocks are those the kernel declares (params.rs is
         // held to params.h by a test) and are only read; the caller vouches for the
         // addresses; extents, alignment and tickets are those the kernel takes
-        // (plan::half_chain).
-        unsafe { shape(self.chain.blocks).launch(self.function, stream, arguments) }
-            .map_err(|error| Refusal::driver("launching half_chain", error))
+        // (plan::tensor_chain).
+        unsafe { shape(self.chain.blocks).launch(function, stream, arguments) }
+            .map_err(|error| Refusal::driver("launching tensor_chain", error))
     }
 
     /// A launch failed: from now on the device's layers run one by one.
@@ -169,17 +167,18 @@ impl<'a> HalfChainLaunch<'a> {
 }
 
 fn maps(
-    chain: &HalfChain,
-    dtype: Dtype,
+    chain: &TensorChain,
+    format: Format,
     input: Matrix,
     layers: &[Layer],
-) -> Result<HalfChainMaps, Refusal> {
+) -> Result<TensorChainMaps, Refusal> {
     let encode = |m: Matrix, box_rows: i64| {
         let (run, runs, ld) = (m.cols, m.rows, m.row_stride);
-        let size = [RUN, box_rows as u32];
-        Boxes { data: m.data, dtype, run, runs, ld, size }.encode()
+        let size = [format.run(), box_rows as u32];
+        let (dtype, tf32) = (format.dtype(), format == Format::Tf32);
+        Boxes { data: m.data, dtype, tf32, run, runs, ld, size }.encode()
     };
-    let mut maps = HalfChainMaps::default();
+    let mut maps = TensorChainMaps::default();
     maps.activation[0] = encode(input, BOX_ROWS)?;
     for (i, (layer, tiled)) in layers.iter().zip(&chain.layers).enumerate() {
         maps.weight[i] = encode(layer.weight, tiled.cols / PAIR)?;
@@ -191,18 +190,18 @@ fn maps(
     Ok(maps)
 }
 
-fn params(chain: &HalfChain, layers: &[Layer]) -> HalfChainParams {
-    let mut params = HalfChainParams {
+fn params(chain: &TensorChain, layers: &[Layer]) -> TensorChainParams {
+    let mut params = TensorChainParams {
         d: layers.last().map_or(0, |layer| layer.output) as u64,
         done: 0,
         m: chain.rows as i32,
         layers: layers.len() as i32,
         row_tiles: chain.row_tiles as i32,
         by_map: chain.by_map.into(),
-        ..HalfChainParams::default()
+        ..TensorChainParams::default()
     };
     for (to, (layer, tiled)) in params.layer.iter_mut().zip(layers.iter().zip(&chain.layers)) {
-        *to = HalfChainLayer {
+        *to = TensorChainLayer {
             bias: layer.bias.unwrap_or_default() as u64,
             n: tiled.n as i32,
             k: tiled.k as i32,

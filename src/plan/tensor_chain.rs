@@ -1,14 +1,14 @@
-//! How `kernels/half_chain.cu` does a 16-bit forward pass in one launch, and where
+//! How `kernels/tensor_chain.cu` does a forward pass in one launch, and where
 //! that is worth it: chains whose tiles fill the device once a layer.
 
 use std::fmt;
 
 use super::check::{alignment, Matrix, Settings};
+use super::format::Format;
 use super::layer::{Layer, Work};
-use super::problem::{Dtype, Math};
 use super::relu_grid::TICKETS;
 
-/// Layers of one launch, `kHalfChainLayers`.
+/// Layers of one launch, `kTensorChainLayers`.
 pub const MAX_LAYERS: usize = 12;
 /// Threads of a block: eight computing warps, one that fetches, two that store.
 pub const THREADS: u32 = 352;
@@ -16,15 +16,17 @@ pub const THREADS: u32 = 352;
 pub const PAIR: i64 = 2;
 /// Rows of a map's box, and of the half of a tile that a warpgroup computes.
 pub const BOX_ROWS: i64 = 64;
-/// Six stages of 32 KiB, results of 32 KiB, the stages' barriers, and room to begin
-/// at a multiple of 1024.
+/// Six stages of 32 KiB and results of as much, or five and results of 64 KiB in fp32;
+/// the stages' barriers, and room to begin at a multiple of 1024.
 pub const SHARED_BYTES: u32 = (7 * 32 << 10) + 6 * 16 + 1024;
 
 const ROWS: i64 = 2 * BOX_ROWS;
+/// Elements of a weight in TF32: 32 MiB.
+const MOST_TF32: i64 = 8 << 20;
 /// Columns of a tile; the narrower one where it would not fill half of the device.
 const COLS: [i64; 2] = [128, 64];
 
-/// What the user asked for (`HYPATIA_HALF_CHAIN`).
+/// What the user asked for (`HYPATIA_TENSOR_CHAIN`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// Where it was measured to be faster (docs/performance.md).
@@ -48,7 +50,7 @@ pub struct Tiled {
 
 /// One launch for all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HalfChain {
+pub struct TensorChain {
     /// Rows of every result.
     pub rows: i64,
     /// Of tiles, a multiple of [`PAIR`].
@@ -61,7 +63,7 @@ pub struct HalfChain {
     pub by_map: bool,
 }
 
-impl HalfChain {
+impl TensorChain {
     /// How many numbers the kernel's `done` has.
     #[must_use]
     pub fn counts(&self) -> i64 {
@@ -69,12 +71,12 @@ impl HalfChain {
     }
 }
 
-impl fmt::Display for HalfChain {
+impl fmt::Display for TensorChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { layers, blocks, row_tiles, .. } = self;
         write!(
             f,
-            "half_chain, {} layers in {blocks} blocks, {row_tiles} rows of tiles",
+            "tensor_chain, {} layers in {blocks} blocks, {row_tiles} rows of tiles",
             layers.len()
         )
     }
@@ -89,16 +91,15 @@ pub fn choose(
     work: &Work,
     at_once: i64,
     policy: Policy,
-) -> Result<HalfChain, &'static str> {
+) -> Result<TensorChain, &'static str> {
     let Work::Forward(input, layers) = work else { return Err("not a forward pass") };
-    if settings.dtype == Dtype::F32 || settings.math != Math::Strict {
-        return Err("not 16 bits with sums in fp32");
-    }
+    let format = Format::of(settings.dtype, settings.math)
+        .ok_or("not what the tensor cores read, with sums in fp32")?;
     if layers.len() < 2 || layers.len() > MAX_LAYERS || input.rows < 1 {
         return Err("too few or too many layers");
     }
     let blocks_at_once = at_once / PAIR * PAIR;
-    let by_map = takes(*input, layers)?;
+    let by_map = takes(*input, layers, format)?;
     let rows = input.rows;
     let row_tiles = (rows + ROWS - 1) / ROWS;
     let tiled = layers.iter().map(|layer| tile(layer, row_tiles, blocks_at_once));
@@ -106,7 +107,7 @@ pub fn choose(
     let padded = (row_tiles + PAIR - 1) / PAIR * PAIR;
     let most = tiled.iter().map(|layer| layer.col_tiles * padded).max().unwrap_or(0);
     let blocks = most.min(blocks_at_once);
-    let chain = HalfChain { rows, row_tiles: padded, layers: tiled, blocks, by_map };
+    let chain = TensorChain { rows, row_tiles: padded, layers: tiled, blocks, by_map };
     if blocks < PAIR || chain.counts() > TICKETS || most > i64::from(i32::MAX) {
         return Err("too large");
     }
@@ -118,6 +119,16 @@ pub fn choose(
         // Three quarters of the blocks: below, cuBLASLt's smaller tiles win.
         if hidden.iter().any(|layer| 4 * layer.col_tiles * row_tiles < 3 * blocks_at_once) {
             return Err("too few tiles");
+        }
+        // Twice the bytes for the same work: with narrow tiles L2 does not keep up,
+        // nor memory where L2 does not hold a weight.
+        if format == Format::Tf32 {
+            if hidden.iter().any(|layer| layer.cols < COLS[0]) {
+                return Err("tiles too narrow for TF32");
+            }
+            if chain.layers.iter().any(|layer| layer.n * layer.k > MOST_TF32) {
+                return Err("weights too large for TF32");
+            }
         }
     }
     Ok(chain)
@@ -132,16 +143,17 @@ fn tile(layer: &Layer, row_tiles: i64, at_once: i64) -> Tiled {
 
 /// Whether the copy engine reads every operand; then, whether it can store the last
 /// result.
-fn takes(input: Matrix, layers: &[Layer]) -> Result<bool, &'static str> {
+fn takes(input: Matrix, layers: &[Layer], format: Format) -> Result<bool, &'static str> {
+    let whole = |columns: i64| columns % (i64::from(format.run()) / 8) == 0;
     let readable = |m: Matrix| {
-        let aligned = m.data % 16 == 0 && m.row_stride % 8 == 0 && m.row_stride >= m.cols;
+        let aligned = m.data % 16 == 0 && whole(m.row_stride) && m.row_stride >= m.cols;
         let small = m.rows.max(m.cols).max(m.row_stride) <= i64::from(i32::MAX);
         m.col_stride == 1 && m.cols > 0 && m.rows > 0 && aligned && small
     };
     if !readable(input) || !layers.iter().all(|layer| readable(layer.weight)) {
         return Err("an operand is not aligned or not stored by rows");
     }
-    let storable = |layer: &Layer| layer.weight.rows % 8 == 0 && alignment(layer.output) >= 16;
+    let storable = |layer: &Layer| whole(layer.weight.rows) && alignment(layer.output) >= 16;
     match layers {
         [hidden @ .., last] if hidden.iter().all(storable) => Ok(storable(last)),
         _ => Err("a hidden result is not aligned"),
@@ -150,6 +162,7 @@ fn takes(input: Matrix, layers: &[Layer]) -> Result<bool, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::problem::{Dtype, Math};
     use super::*;
 
     const SETTINGS: Settings = Settings {
@@ -170,7 +183,7 @@ mod tests {
         Work::Forward(Matrix::dense(1 << 20, rows, widths[0]), layers.collect())
     }
 
-    fn chosen(rows: i64, widths: &[i64]) -> Result<HalfChain, &'static str> {
+    fn chosen(rows: i64, widths: &[i64]) -> Result<TensorChain, &'static str> {
         choose(SETTINGS, &forward(rows, widths), 132, Policy::WhereFaster)
     }
 
@@ -221,6 +234,19 @@ mod tests {
         let refused = choose(SETTINGS, &unaligned, 132, Policy::Always);
         assert!(refused.unwrap_err().contains("hidden"));
         assert!(choose(SETTINGS, &work, 1, Policy::Always).is_err());
+    }
+
+    #[test]
+    fn tf32_goes_with_wide_tiles() {
+        let tf32 = Settings { dtype: Dtype::F32, math: Math::Tf32, ..SETTINGS };
+        let chosen =
+            |rows, k, policy| choose(tf32, &forward(rows, &[k, 2048, 2048, 1000]), 132, policy);
+        assert_eq!(chosen(1024, 784, Policy::WhereFaster).unwrap().layers[1].cols, 128);
+        assert!(chosen(512, 784, Policy::WhereFaster).unwrap_err().contains("narrow"));
+        assert!(chosen(1024, 4100, Policy::WhereFaster).unwrap_err().contains("too large"));
+        assert!(chosen(512, 784, Policy::Always).is_ok());
+        assert!(chosen(1024, 36, Policy::Always).is_ok(), "rows of 16 bytes");
+        assert!(chosen(1024, 38, Policy::Always).is_err());
     }
 
     #[test]

@@ -1,15 +1,15 @@
-// The kernels of kernels/half_chain.cu without LibTorch around them, for
+// The kernels of kernels/tensor_chain.cu without LibTorch around them, for
 // compute-sanitizer: odd sizes, wide and narrow tiles, several tiles a block,
 // with and without a bias, and results that the copy engine can store and that
 // it cannot. Every layer is compared with fp64 on the host, from what the
 // kernel stored of the layer in front.
 //
 //   nvcc -std=c++17 -gencode arch=compute_90a,code=sm_90a -I kernels
-//   half_chain_test.cu
+//   tensor_chain_test.cu
 
 #include "harness.h"
 
-#include "half_chain.cu"
+#include "tensor_chain.cu"
 
 namespace {
 
@@ -31,7 +31,11 @@ template <typename T>
 int wrong_of(const std::vector<T>& x, const std::vector<T>& w,
              const std::vector<T>& bias, const std::vector<T>& got, int rows,
              int n, int k, bool with_bias, bool relu) {
-  const double u_out = std::is_same<T, __half>() ? 0x1p-11 : 0x1p-8;
+  const double u_out = std::is_same<T, float>()    ? 0x1p-24
+                       : std::is_same<T, __half>() ? 0x1p-11
+                                                   : 0x1p-8;
+  // Of the operands: TF32 has 11 bits.
+  const double u_in = std::is_same<T, float>() ? 0x1p-11 : 0;
   int wrong = 0;
   for (int r = 0; r < rows; r++) {
     for (int i = 0; i < n; i++) {
@@ -43,8 +47,8 @@ int wrong_of(const std::vector<T>& x, const std::vector<T>& w,
         sum += a * b, scale += std::fabs(a * b);
       }
       if (relu && sum < 0) sum = 0;
-      const double bound =
-          2 * (k + 1) * 0x1p-24 * scale + u_out * std::fabs(sum) + 1e-7;
+      const double bound = (2 * (k + 1) * 0x1p-24 + 2.01 * u_in) * scale +
+                           u_out * std::fabs(sum) + 1e-7;
       wrong += !(std::fabs(hypatia::to_float(got[r * n + i]) - sum) <= bound);
     }
   }
@@ -54,12 +58,14 @@ int wrong_of(const std::vector<T>& x, const std::vector<T>& w,
 template <typename T, typename Kernel>
 int run(const char* name, Kernel kernel, const Case& c) {
   const int layers = static_cast<int>(c.widths.size()) - 1;
-  const auto type = std::is_same<T, __half>()
+  const auto type = std::is_same<T, float>() ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
+                    : std::is_same<T, __half>()
                         ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const int run = 128 / sizeof(T);  // elements
   const int row_tiles = (c.rows + 255) / 256 * 2;
-  hypatia::HalfChainMaps maps = {};
-  HalfChainParams p{};
+  hypatia::TensorChainMaps maps = {};
+  TensorChainParams p{};
   std::vector<std::vector<T>> weights, biases;
   std::vector<Buffer*> memory;
   const auto keep = [&](Buffer* b) {
@@ -68,10 +74,10 @@ int run(const char* name, Kernel kernel, const Case& c) {
   };
   const auto input = rounded<T>(numbers(c.rows, c.widths[0], 1));
   const int last = c.widths.back();
-  p.by_map = last % 8 == 0;
+  p.by_map = last * sizeof(T) % 16 == 0;
   std::vector<Buffer*> results;
-  const auto map_of = [&](const void* data, int run, int runs, int box) {
-    return boxes(data, type, 2, run, runs, 64, box);
+  const auto map_of = [&](const void* data, int cols, int rows, int box) {
+    return boxes(data, type, sizeof(T), cols, rows, run, box);
   };
   maps.activation[0] = map_of(keep(new Buffer(input)), c.widths[0], c.rows, 64);
   for (int i = 0; i < layers; i++) {
@@ -140,9 +146,10 @@ int main() {
            Case{130, {1000, 136, 63}, 128, 2, true},
            Case{520, {64, 512, 264, 136}, 64, 12, true},
        }) {
-    failed += run<__nv_bfloat16>("bf16", half_chain_bf16, c);
-    failed += run<__half>("f16", half_chain_f16, c);
-    ran += 2;
+    failed += run<__nv_bfloat16>("bf16", tensor_chain_bf16, c);
+    failed += run<__half>("f16", tensor_chain_f16, c);
+    failed += run<float>("tf32", tensor_chain_tf32, c);
+    ran += 3;
   }
   std::printf("%d passed, %d failed\n", ran - failed, failed);
   return failed != 0;

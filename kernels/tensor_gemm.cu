@@ -1,25 +1,25 @@
-// d = left . rightT [+ bias] [relu] in bf16 or fp16, sums in fp32.
+// d = left . rightT [+ bias] [relu] in bf16, fp16 or TF32, sums in fp32.
 //
 // Shapes   left [m, k], right [n, k], bias [n] or none, d [m, n] dense.
 // Layout   left and right by tensor maps, with k contiguous ("n") or the other
-//          dimension ("t", in the kernel's name: left, then right); boxes of 64
-//          elements of what is contiguous, swizzled in 128 bytes. d by a map
-//          where its rows start on 16 bytes, else element by element.
+//          dimension ("t", in the kernel's name: left, then right; not in
+//          TF32); boxes of 128 bytes of what is contiguous, swizzled. fp32 is
+//          rounded to TF32 where it is read. d by a map where its rows start on
+//          16 bytes, else element by element.
 // Tiles    64 kGroups x kCols a block, one warpgroup for 64 rows; k in chunks
-// of
-//          64 through a ring that one more warp fills. No split of k.
+//          of 128 bytes through a ring that one more warp fills. No split of k.
 // Overlap  a block fetches its part of `right` while the kernel in front ends:
 //          layers of a chain follow each other without a gap.
-// Sums     fp32, in the tensor core, in the order of k: the same bits every
-// time. Assumes  (checked in src/plan/half.rs) 128 kGroups + 32 threads,
-// extents below
-//          2^31, operands and their rows 16-byte aligned, kCols >= 64 for "t".
+// Sums     fp32, in the tensor core, in the order of k: always the same bits.
+// Assumes  (checked in src/plan/tensor_gemm.rs) 128 kGroups + 32 threads,
+//          extents below 2^31, operands and their rows 16-byte aligned,
+//          kCols >= 64 for "t".
 // Targets  sm_90a
 
 #include "common/bulk_copy.cuh"
 #include "common/convert.cuh"
-#include "common/half_tile.cuh"
 #include "common/ring.cuh"
+#include "common/tensor_tile.cuh"
 #include "common/wgmma.cuh"
 #include "params.h"
 
@@ -37,32 +37,32 @@ struct Tile {
   using Stages = Ring<kStages, kStageBytes>;
 };
 
-template <int kGroups, int kCols, bool kLeftT, bool kRightT>
+template <typename T, int kGroups, int kCols, bool kLeftT, bool kRightT>
 __device__ void fetch(const TensorMap& left, const TensorMap& right,
-                      const HalfGemmParams& p,
+                      const TensorGemmParams& p,
                       const typename Tile<kGroups, kCols>::Stages& ring,
                       int row, int col) {
   using S = Tile<kGroups, kCols>;
-  const int chunks = (p.k + kDepth - 1) / kDepth;
+  const int chunks = (p.k + kRun<T> - 1) / kRun<T>;
   const auto fetch_right = [&](int stage, int c) {
     const unsigned to = ring.data(stage) + S::kLeftBytes;
     const unsigned full = ring.full(stage);
     barrier_expect(full, S::kStageBytes);
     if (!kRightT) {
-      copy_box(to, right, c * kDepth, col, full);
+      copy_box(to, right, c * kRun<T>, col, full);
     } else {
       for (int i = 0; i < kCols / 64; i++) {
-        copy_box(to + i * 8192, right, col + 64 * i, c * kDepth, full);
+        copy_box(to + i * 8192, right, col + 64 * i, c * kRun<T>, full);
       }
     }
   };
   const auto fetch_left = [&](int stage, int c) {
     const unsigned to = ring.data(stage), full = ring.full(stage);
     if (!kLeftT) {
-      copy_box(to, left, c * kDepth, row, full);
+      copy_box(to, left, c * kRun<T>, row, full);
     } else {
       for (int i = 0; i < kGroups; i++) {
-        copy_box(to + i * 8192, left, row + 64 * i, c * kDepth, full);
+        copy_box(to + i * 8192, left, row + 64 * i, c * kRun<T>, full);
       }
     }
   };
@@ -93,24 +93,16 @@ __device__ inline void meet(int group) {
   }
 }
 
-// Where 8 columns `piece` of row `row` of a warpgroup's results lie: blocks of
-// 64 rows by 64 columns, or of 32, swizzled for the copy engine.
-template <int kCols>
-__device__ inline unsigned result_at(int row, int piece) {
-  if (kCols < 64) return row * 64 + ((piece ^ (row / 2 & 3)) << 4);
-  return piece / 8 * 8192 + row * 128 + ((piece % 8 ^ (row & 7)) << 4);
-}
-
 template <typename T, int kCols>
-__device__ void store(const TensorMap& d, const HalfGemmParams& p,
+__device__ void store(const TensorMap& d, const TensorGemmParams& p,
                       unsigned results, int group, int row, int col) {
   const int thread = threadIdx.x % 128;
   if (p.by_map) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     meet(group);
     if (thread != 0) return;
-    for (int i = 0; i < (kCols + 63) / 64; i++) {
-      store_box(d, col + 64 * i, row, results + i * 8192);
+    for (int i = 0; i * kRun<T> < kCols; i++) {
+      store_box(d, col + kRun<T> * i, row, results + i * 8192);
     }
     finish_stores();
     return;
@@ -118,20 +110,18 @@ __device__ void store(const TensorMap& d, const HalfGemmParams& p,
   meet(group);
   for (int i = thread; i < 64 * kCols; i += 128) {
     const int r = i / kCols, c = i % kCols;
-    unsigned short bits;
-    asm volatile("ld.shared.u16 %0, [%1];"
-                 : "=h"(bits)
-                 : "r"(results + result_at<kCols>(r, c / 8) + c % 8 * 2)
-                 : "memory");
+    constexpr int kPiece = 16 / sizeof(T);
+    const unsigned from = results + result_at<kCols * sizeof(T)>(r, c / kPiece);
+    const T x = load_shared<T>(from + c % kPiece * sizeof(T));
     if (row + r < p.m && col + c < p.n) {
-      static_cast<unsigned short*>(p.d)[(row + r) * 1ll * p.n + col + c] = bits;
+      static_cast<T*>(p.d)[(row + r) * 1ll * p.n + col + c] = x;
     }
   }
 }
 
 template <typename T, int kGroups, int kCols, bool kLeftT, bool kRightT>
-__device__ void half_gemm(const TensorMap& left, const TensorMap& right,
-                          const TensorMap& d, const HalfGemmParams& p) {
+__device__ void tensor_gemm(const TensorMap& left, const TensorMap& right,
+                            const TensorMap& d, const TensorGemmParams& p) {
   using S = Tile<kGroups, kCols>;
   extern __shared__ char shared[];
   __shared__ float bias[kCols];
@@ -152,17 +142,17 @@ __device__ void half_gemm(const TensorMap& left, const TensorMap& right,
   let_next_grid_start();
   if (threadIdx.x >= 128 * kGroups) {
     if (threadIdx.x == 128 * kGroups) {
-      fetch<kGroups, kCols, kLeftT, kRightT>(left, right, p, ring, row, col);
+      fetch<T, kGroups, kCols, kLeftT, kRightT>(left, right, p, ring, row, col);
     }
     return;
   }
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
   float sums[kCols / 2];
 #pragma unroll
   for (int i = 0; i < kCols / 2; i++) sums[i] = 0.0f;
   wgmma_pin(sums);
-  const int chunks = (p.k + kDepth - 1) / kDepth;
+  const int chunks = (p.k + kRun<T> - 1) / kRun<T>;
   typename S::Stages::Turn turn;
   int before = 0;
   for (int c = 0; c < chunks; c++, turn.next()) {
@@ -184,53 +174,45 @@ __device__ void half_gemm(const TensorMap& left, const TensorMap& right,
   wgmma_wait<0>();
   wgmma_pin(sums);
   meet_all<kGroups>();  // nobody reads the ring any more
-  const unsigned results =
-      ring.base + group * 64 * (kCols < 64 ? 64 : kCols) * 2;
+  constexpr int kRowBytes = kCols * sizeof(T) < 128 ? 128 : kCols * sizeof(T);
+  const unsigned results = ring.base + group * 64 * kRowBytes;
 #pragma unroll
-  for (int j = 0; j < kCols / 16; j++) {  // four blocks of 8 x 8 at a time
-    unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int right_half = i / 2, lower = i % 2;
-      const int at = 8 * j + 4 * right_half + 2 * lower;
-      const int c = 16 * j + 8 * right_half + 2 * (lane % 4);
-      float x = sums[at] + bias[c], y = sums[at + 1] + bias[c + 1];
-      if (p.relu && x < 0.0f) x = 0.0f;
-      if (p.relu && y < 0.0f) y = 0.0f;
-      words[i] = pair_of<T>(x, y);
-    }
-    const unsigned to =
-        results + result_at<kCols>(16 * warp + lane % 16, 2 * j + lane / 16);
-    store_blocks(to, words);
+  for (int i = 0; i < kCols / 2; i++) {
+    sums[i] += bias[i / 4 * 8 + 2 * (lane % 4) + i % 2];
   }
+  Results<T>::put(results, sums, p.relu);
   store<T, kCols>(d, p, results, group, row + 64 * group, col);
 }
 
 }  // namespace hypatia
 
-#define HYPATIA_HALF_GEMM(name, T, groups, cols, layout, left_t, right_t)    \
-  extern "C" __global__ void __launch_bounds__(                              \
-      hypatia::Tile<groups, cols>::kThreads)                                 \
-      half_gemm_##name##_##groups##x##cols##_##layout(                       \
-          const __grid_constant__ hypatia::TensorMap left,                   \
-          const __grid_constant__ hypatia::TensorMap right,                  \
-          const __grid_constant__ hypatia::TensorMap d,                      \
-          const __grid_constant__ HalfGemmParams p) {                        \
-    hypatia::half_gemm<T, groups, cols, left_t, right_t>(left, right, d, p); \
+#define HYPATIA_TENSOR_GEMM(name, T, groups, cols, layout, left_t, right_t)    \
+  extern "C" __global__ void __launch_bounds__(                                \
+      hypatia::Tile<groups, cols>::kThreads)                                   \
+      tensor_gemm_##name##_##groups##x##cols##_##layout(                       \
+          const __grid_constant__ hypatia::TensorMap left,                     \
+          const __grid_constant__ hypatia::TensorMap right,                    \
+          const __grid_constant__ hypatia::TensorMap d,                        \
+          const __grid_constant__ TensorGemmParams p) {                        \
+    hypatia::tensor_gemm<T, groups, cols, left_t, right_t>(left, right, d, p); \
   }
 
-#define HYPATIA_HALF_GEMMS(name, T)                    \
-  HYPATIA_HALF_GEMM(name, T, 1, 32, nn, false, false)  \
-  HYPATIA_HALF_GEMM(name, T, 1, 64, nn, false, false)  \
-  HYPATIA_HALF_GEMM(name, T, 1, 128, nn, false, false) \
-  HYPATIA_HALF_GEMM(name, T, 2, 64, nn, false, false)  \
-  HYPATIA_HALF_GEMM(name, T, 2, 128, nn, false, false) \
-  HYPATIA_HALF_GEMM(name, T, 1, 64, nt, false, true)   \
-  HYPATIA_HALF_GEMM(name, T, 1, 128, nt, false, true)  \
-  HYPATIA_HALF_GEMM(name, T, 2, 128, nt, false, true)  \
-  HYPATIA_HALF_GEMM(name, T, 1, 64, tt, true, true)    \
-  HYPATIA_HALF_GEMM(name, T, 1, 128, tt, true, true)   \
-  HYPATIA_HALF_GEMM(name, T, 2, 128, tt, true, true)
+#define HYPATIA_FORWARD_GEMMS(name, T)                   \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 32, nn, false, false)  \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 64, nn, false, false)  \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 128, nn, false, false) \
+  HYPATIA_TENSOR_GEMM(name, T, 2, 64, nn, false, false)  \
+  HYPATIA_TENSOR_GEMM(name, T, 2, 128, nn, false, false)
 
-HYPATIA_HALF_GEMMS(bf16, __nv_bfloat16)
-HYPATIA_HALF_GEMMS(f16, __half)
+#define HYPATIA_TENSOR_GEMMS(name, T)                   \
+  HYPATIA_FORWARD_GEMMS(name, T)                        \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 64, nt, false, true)  \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 128, nt, false, true) \
+  HYPATIA_TENSOR_GEMM(name, T, 2, 128, nt, false, true) \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 64, tt, true, true)   \
+  HYPATIA_TENSOR_GEMM(name, T, 1, 128, tt, true, true)  \
+  HYPATIA_TENSOR_GEMM(name, T, 2, 128, tt, true, true)
+
+HYPATIA_TENSOR_GEMMS(bf16, __nv_bfloat16)
+HYPATIA_TENSOR_GEMMS(f16, __half)
+HYPATIA_FORWARD_GEMMS(tf32, float)

@@ -24,6 +24,14 @@ impl Algorithm {
         }
     }
 
+    /// Whether it sums parts of k apart.
+    pub fn splits_k(&self) -> bool {
+        match self {
+            Self::Library(found) => found.splits_k(),
+            Self::Own(_) => false,
+        }
+    }
+
     /// What another process knows it by.
     pub fn choice(&self) -> Choice {
         match self {

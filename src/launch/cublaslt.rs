@@ -80,6 +80,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether it sums parts of k apart.
+    pub fn splits_k(&self) -> bool {
+        self.config[SPLITS_K] > 1
+    }
+
     /// Scratch bytes that it needs.
     pub fn workspace_bytes(&self) -> usize {
         self.result.workspaceSize
@@ -98,6 +103,9 @@ const ATTRIBUTES: [(Attribute, usize); CONFIG] = [
     (Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
     (Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
 ];
+
+/// In [`ATTRIBUTES`].
+const SPLITS_K: usize = 2;
 
 functions! {
     version = c"cublasLtGetVersion": fn() -> usize;

@@ -122,6 +122,10 @@ impl GemmPlan {
                 }
             }
         }
+        if gemm.has_few_long_sums(device.multiprocessors) {
+            // Stable: else as guessed.
+            candidates.sort_by_key(|candidate| !candidate.splits_k());
+        }
         if let Ok(kernel) = &device.modules.tensor_gemm {
             let ours = tensor_gemm::candidates(gemm, device.multiprocessors);
             let ours = ours.into_iter().map(Algorithm::Own);

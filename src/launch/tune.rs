@@ -30,6 +30,12 @@ use crate::plan::tuning::Tuning;
 /// 1024x2048x2048 became 4 % slower (docs/performance.md). More replays do not
 /// mend that, so it is the same for `HYPATIA_TUNE=all`.
 const CLEARLY_FASTER: f32 = 0.95;
+/// What takes longer, in µs, is timed by one launch, whose own cost is nothing then.
+const SLOW_US: f32 = 1000.0;
+/// So many times the budget while all are that slow: a first guess was seen that is 270
+/// times slower than the fourth (65,536 rows of 256 and 63 columns, the gradient of a
+/// weight in bf16).
+const PATIENCE: f32 = 5.0;
 /// Wall time for all problems of the process: a server that meets a new batch
 /// size at every call must not time algorithms for ever. Not for `HYPATIA_TUNE=all`.
 const PROCESS_BUDGET: Duration = Duration::from_secs(5);
@@ -94,7 +100,8 @@ pub unsafe fn fastest(
 
     let mut times: Vec<f32> = vec![];
     let mut spent = 0.0;
-    let mut launches = 1;
+    // Of a graph; 0 until the first that is not slow.
+    let mut launches = 0;
     for (rank, candidate) in plan.candidates.iter().enumerate() {
         // Layers of a chain follow each other, as the launches of a graph do.
         let overlaps = plan.is_forward();
@@ -111,17 +118,25 @@ pub unsafe fn fastest(
             times.push(f32::INFINITY);
             continue;
         }
-        let mut time = bench.time(launches, effort.replays, &launch)?;
-        if rank == 0 {
-            let fitting = (effort.replay_us / time.max(1.0)) as usize;
-            launches = fitting.clamp(1, effort.launches);
-            if launches > 1 {
-                time = bench.time(launches, effort.replays, &launch)?;
+        let once = bench.once(&launch)?;
+        spent += 2.0 * once;
+        let slow = once > SLOW_US;
+        let mut time = once;
+        if !slow {
+            time = bench.time(launches.max(1), effort.replays, &launch)?;
+            if launches == 0 {
+                let fitting = (effort.replay_us / time.max(1.0)) as usize;
+                launches = fitting.clamp(1, effort.launches);
+                if launches > 1 {
+                    time = bench.time(launches, effort.replays, &launch)?;
+                }
             }
+            spent += time * (launches * (effort.replays + 1)) as f32;
         }
-        spent += time * (launches * (effort.replays + 1) + 1) as f32;
         times.push(time);
-        if spent > effort.budget_us {
+        let best = times.iter().copied().fold(f32::INFINITY, f32::min);
+        let most = if best > SLOW_US { PATIENCE * effort.budget_us } else { effort.budget_us };
+        if spent > most {
             break;
         }
     }
@@ -184,6 +199,19 @@ impl Bench {
             streams::wait_event(bench.stream, bench.start, flags)?;
         }
         Ok(bench)
+    }
+
+    /// µs of one launch.
+    fn once(&self, launch: &impl Fn() -> Result<(), Refusal>) -> Result<f32, Refusal> {
+        let failed = |error| Refusal::driver("timing cuBLASLt's algorithms", error);
+        // SAFETY: stream and events are live and ours.
+        unsafe {
+            event::record(self.start, self.stream).map_err(failed)?;
+            launch()?;
+            event::record(self.end, self.stream).map_err(failed)?;
+            event::synchronize(self.end).map_err(failed)?;
+            Ok(event::elapsed(self.start, self.end).map_err(failed)? * 1e3)
+        }
     }
 
     /// µs of one launch when `launches` follow each other; the best of a few.

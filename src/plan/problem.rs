@@ -102,6 +102,16 @@ pub struct Gemm {
     pub epilogue: Epilogue,
 }
 
+impl Gemm {
+    /// Whether its tiles leave most of the device idle and its sums are long: split
+    /// along k it is many times faster.
+    #[must_use]
+    pub const fn has_few_long_sums(&self, multiprocessors: i64) -> bool {
+        let tiles = ((self.m + 127) / 128) * ((self.n + 127) / 128);
+        self.k >= 4096 && 8 * tiles <= multiprocessors
+    }
+}
+
 impl fmt::Display for Gemm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let op = |operand: &Operand| if operand.transposed { 't' } else { 'n' };
@@ -126,5 +136,19 @@ impl fmt::Display for Gemm {
             self.device,
             if self.deterministic { " deterministic" } else { "" }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kept::samples::GEMM;
+    use super::*;
+
+    #[test]
+    fn long_sums_of_few_tiles() {
+        let few = |m, n, k| Gemm { m, n, k, ..GEMM }.has_few_long_sums(132);
+        assert!(few(63, 256, 65_536) && few(256, 4, 65_536) && few(512, 512, 4096));
+        assert!(!few(63, 256, 2048), "short sums");
+        assert!(!few(512, 640, 65_536), "more tiles");
     }
 }

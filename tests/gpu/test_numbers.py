@@ -51,6 +51,37 @@ class Shapes(unittest.TestCase):
                     x, w, b = operands(leading, k, n, dtype)
                     check_all(x, w, b)
 
+    def test_long_sums_of_few_tiles_are_no_trap(self):
+        # cuBLASLt's first guess for these does not split k and takes 270 times as long
+        # as its best: slower than this test allows, whatever else the GPU does.
+        for dtype, k in itertools.product((torch.bfloat16, torch.float16), (63, 256)):
+            x, w, _ = operands((65536,), k, 256, dtype)
+            dy = torch.randn(65536, 256, device="cuda").to(dtype)
+            y = torch.ones_like(dy)
+
+            def ours():
+                return fused_backward(dy, x, w, y, [False, True, False])[1]
+
+            def product():
+                return dy.t() @ x
+
+            bound = oracle.sum_bound(
+                65536, dy.double().abs().t() @ x.double().abs(), dy.double().t() @ x.double(),
+                dtype, tensor_cores=True,
+            )
+            self.assertTrue(((ours() - dy.double().t() @ x.double()).abs() <= bound).all())
+            times = {}
+            for call in (ours, product):
+                call()
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                for _ in range(10):
+                    call()
+                end.record()
+                end.synchronize()
+                times[call] = start.elapsed_time(end)
+            self.assertLess(times[ours], 10 * times[product] + 1, f"{dtype} {k}")
+
     def test_tf32_only_when_allowed(self):
         x, w, b = operands((512,), 2048, 512, torch.float32)
         strict = fused(x, w, b)

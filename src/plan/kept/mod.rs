@@ -13,7 +13,7 @@ use super::tensor_gemm::Shape;
 pub mod line;
 pub mod place;
 #[cfg(test)]
-mod samples;
+pub(super) mod samples;
 pub mod text;
 
 /// Plans in a file at most; each is a line of some 400 bytes.

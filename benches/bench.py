@@ -3,7 +3,7 @@
     python benches/bench.py [--quick] [--modes bf16,fp32] [--against compile,jax] [--json FILE]
     python benches/bench.py --device cpu --against frozen,jit,onednn [--batch 1]
 
-Parts: `inference` and `training` (the nine MLPs: eager, torch._addmm_activation,
+Parts: `inference` and `training` (the nine MLPs, or those of --models: eager, torch._addmm_activation,
 a chain of our single operators, one call of fused_mlp; wall time in a Python
 loop and, on CUDA, captured in a CUDA graph) and `single` (one operator call, wall
 time, against eager's linear + ReLU). A training step is forward and the
@@ -33,7 +33,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shapes")
     parser.add_argument("--modes", default=None, help="of " + ",".join(models.MODES))
-    parser.add_argument("--models", default=None, help="of " + ",".join(m.name for m in models.MLPS))
+    names = [m.name for m in (*models.MLPS, *models.OTHERS)]
+    parser.add_argument("--models", default=None, help="`others`, or of " + ",".join(names))
     parser.add_argument("--parts", default="inference,training,single")
     parser.add_argument("--against", default="", help="of " + ",".join(contenders.OTHERS) + ", besides")
     parser.add_argument("--batch", type=int, default=None, help="rows in place of the models' own")
@@ -117,7 +118,7 @@ def show(row):
 def single(batch, k, n, mode, args):
     """One layer: wall time of a call."""
     dtype = models.set_mode(mode)
-    layer = models.Mlp("layer", k, n, 1, 1, batch)
+    layer = models.Mlp("layer", (k, n), batch)
     x, parameters, _ = models.make(layer, dtype, args.device)
     w, b = parameters[0]
     with torch.no_grad():
@@ -171,7 +172,10 @@ def main():
         print(f"fp32 FMA peak, measured: {peak_rate() * 1e-9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
     rows = []
     parts = args.parts.split(",")
-    mlps = [m for m in models.MLPS if args.models is None or m.name in args.models.split(",")]
+    wanted = (args.models or "").split(",")
+    mlps = [m for m in (*models.MLPS, *models.OTHERS) if m.name in wanted]
+    if wanted == [""] or wanted == ["others"]:
+        mlps = models.MLPS if wanted == [""] else models.OTHERS
     if args.batch:
         mlps = [dataclasses.replace(m, name=m.name.rsplit("-")[0] + f"-{args.batch}", batch=args.batch) for m in mlps]
     if args.quick and not cuda:

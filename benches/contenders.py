@@ -67,8 +67,10 @@ def module_of(parameters):
     """The MLP as a module in evaluation mode."""
     modules = []
     for w, b in parameters:
-        layer = torch.nn.Linear(*reversed(w.shape), dtype=w.dtype)
-        layer.weight, layer.bias = (torch.nn.Parameter(t, requires_grad=False) for t in (w, b))
+        layer = torch.nn.Linear(*reversed(w.shape), bias=b is not None, dtype=w.dtype)
+        layer.weight = torch.nn.Parameter(w, requires_grad=False)
+        if b is not None:
+            layer.bias = torch.nn.Parameter(b, requires_grad=False)
         modules += [layer, torch.nn.ReLU()]
     return torch.nn.Sequential(*modules[:-1]).eval()
 
@@ -108,11 +110,13 @@ def jax_calls(inputs, training):
     """The same with jax.jit, dispatched asynchronously as the others are."""
     import jax
 
+    def linear(x, w, b):
+        return x @ w.T if b is None else x @ w.T + b
+
     def forward(x, parameters):
         for w, b in parameters[:-1]:
-            x = jax.nn.relu(x @ w.T + b)
-        w, b = parameters[-1]
-        return x @ w.T + b
+            x = jax.nn.relu(linear(x, w, b))
+        return linear(x, *parameters[-1])
 
     def of_torch(t):
         return jax.dlpack.from_dlpack(t.detach().contiguous())
@@ -131,7 +135,7 @@ def jax_calls(inputs, training):
     jax.config.update("jax_default_matmul_precision", "highest" if strict else "default")
     calls = []
     for x, parameters, grad_output in inputs:
-        arguments = [of_torch(x), [(of_torch(w), of_torch(b)) for w, b in parameters]]
+        arguments = [of_torch(x), [(of_torch(w), b if b is None else of_torch(b)) for w, b in parameters]]
         if training:
             arguments.append(of_torch(grad_output))
         calls.append(lambda a=arguments: step(*a))

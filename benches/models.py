@@ -1,4 +1,4 @@
-"""The nine MLPs of the benchmark and how each contender computes them.
+"""The MLPs of the benchmark and how each contender computes them.
 
 Every hidden layer is linear + ReLU, the last layer is linear.
 """
@@ -11,19 +11,16 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Mlp:
-    """`inputs -> hidden x depth -> outputs` for `batch` rows."""
+    """Layers of these widths for `batch` rows."""
 
     name: str
-    inputs: int
-    hidden: int
-    depth: int
-    outputs: int
+    widths: tuple
     batch: int
+    bias: bool = True
 
     def layers(self):
         """(K, N) of every layer, the last one without ReLU."""
-        widths = [self.inputs] + [self.hidden] * self.depth + [self.outputs]
-        return list(zip(widths, widths[1:]))
+        return list(zip(self.widths, self.widths[1:]))
 
     def flops(self, training=False):
         """Of a forward pass, or of it and of all gradients; a multiply-add
@@ -33,15 +30,28 @@ class Mlp:
 
 
 MLPS = [
-    Mlp("tiny-64", 784, 256, 2, 10, 64),
-    Mlp("tiny-256", 784, 256, 2, 10, 256),
-    Mlp("small-128", 512, 512, 3, 128, 128),
-    Mlp("medium3-256", 784, 512, 3, 128, 256),
-    Mlp("medium4-256", 1024, 512, 4, 256, 256),
-    Mlp("large-512", 784, 2048, 4, 1000, 512),
-    Mlp("large-1024", 784, 2048, 4, 1000, 1024),
-    Mlp("xlarge-1024", 2048, 2048, 4, 1000, 1024),
-    Mlp("xlarge6-512", 1024, 4096, 6, 1000, 512),
+    Mlp("tiny-64", (784, 256, 256, 10), 64),
+    Mlp("tiny-256", (784, 256, 256, 10), 256),
+    Mlp("small-128", (512, 512, 512, 512, 128), 128),
+    Mlp("medium3-256", (784, 512, 512, 512, 128), 256),
+    Mlp("medium4-256", (1024, 512, 512, 512, 512, 256), 256),
+    Mlp("large-512", (784, *[2048] * 4, 1000), 512),
+    Mlp("large-1024", (784, *[2048] * 4, 1000), 1024),
+    Mlp("xlarge-1024", (2048, *[2048] * 4, 1000), 1024),
+    Mlp("xlarge6-512", (1024, *[4096] * 6, 1000), 512),
+]
+# Of networks that people train and serve, and sizes that suit no kernel.
+OTHERS = [
+    Mlp("dlrm-bottom", (13, 512, 256, 64), 2048),
+    Mlp("dlrm-top", (479, 1024, 1024, 512, 256, 1), 2048),
+    Mlp("opt-125m", (768, 3072, 768), 2048),
+    Mlp("opt-1.3b", (2048, 8192, 2048), 2048),
+    Mlp("t5-base", (768, 3072, 768), 2048, bias=False),
+    Mlp("nerf", (63, *[256] * 8, 4), 65536),
+    Mlp("odd", (37, 129, 63), 64),
+    Mlp("tiny-1", (784, 256, 256, 10), 1),
+    Mlp("large-1", (784, *[2048] * 4, 1000), 1),
+    Mlp("large-4096", (784, *[2048] * 4, 1000), 4096),
 ]
 
 # Mode -> (dtype, TF32 allowed).
@@ -68,17 +78,17 @@ def make(mlp, dtype, device, seed=0):
     def randn(*shape):
         return torch.randn(*shape, generator=generator, device=device)
 
-    x = randn(mlp.batch, mlp.inputs).to(dtype)
+    x = randn(mlp.batch, mlp.widths[0]).to(dtype)
     parameters = [
-        ((randn(n, k) * (2.0 / k) ** 0.5).to(dtype), (randn(n) * 0.1).to(dtype))
+        ((randn(n, k) * (2.0 / k) ** 0.5).to(dtype), (randn(n) * 0.1).to(dtype) if mlp.bias else None)
         for k, n in mlp.layers()
     ]
-    return x, parameters, randn(mlp.batch, mlp.outputs).to(dtype)
+    return x, parameters, randn(mlp.batch, mlp.widths[-1]).to(dtype)
 
 
 def leaves(x, parameters, _grad_output=None):
     """The tensors whose gradients a training step computes."""
-    return [x, *(t for pair in parameters for t in pair)]
+    return [x, *(t for pair in parameters for t in pair if t is not None)]
 
 
 def copies(mlp, dtype, device):
@@ -106,7 +116,9 @@ def eager_layer(x, w, b):
 
 
 def act_layer(x, w, b):
-    """What PyTorch has fused: no derivative, 2-D only."""
+    """What PyTorch has fused: no derivative, 2-D only, with a bias."""
+    if b is None:
+        return eager_layer(x, w, b)
     return torch._addmm_activation(b, x, w.t())
 
 

@@ -95,7 +95,7 @@ impl TensorGemm {
         };
         let left = operand(data.b, layout != Layout::Tt, rows, gemm.b.ld, shape.rows() as u32)?;
         let right = operand(data.a, layout == Layout::Nn, cols, gemm.a.ld, shape.cols as u32)?;
-        let by_map = gemm.ldd as u64 * dtype.size() % 16 == 0 && gemm.d_alignment >= 16;
+        let by_map = (gemm.ldd as u64 * dtype.size()).is_multiple_of(16) && gemm.d_alignment >= 16;
         let size = [run_of_box.min(shape.cols as u32), STORED_ROWS];
         let d =
             Boxes { data: data.d, dtype, tf32: false, run: cols, runs: rows, ld: gemm.ldd, size };

@@ -18,7 +18,7 @@ pub const PAIR: i64 = 2;
 pub const BOX_ROWS: i64 = 64;
 /// Six stages of 32 KiB and results of as much, or five and results of 64 KiB in fp32;
 /// the stages' barriers, and room to begin at a multiple of 1024.
-pub const SHARED_BYTES: u32 = (7 * 32 << 10) + 6 * 16 + 1024;
+pub const SHARED_BYTES: u32 = ((7 * 32) << 10) + 6 * 16 + 1024;
 
 const ROWS: i64 = 2 * BOX_ROWS;
 /// Elements of a weight in TF32: 32 MiB.
@@ -146,7 +146,7 @@ fn tile(layer: &Layer, row_tiles: i64, at_once: i64) -> Tiled {
 fn takes(input: Matrix, layers: &[Layer], format: Format) -> Result<bool, &'static str> {
     let whole = |columns: i64| columns % (i64::from(format.run()) / 8) == 0;
     let readable = |m: Matrix| {
-        let aligned = m.data % 16 == 0 && whole(m.row_stride) && m.row_stride >= m.cols;
+        let aligned = m.data.is_multiple_of(16) && whole(m.row_stride) && m.row_stride >= m.cols;
         let small = m.rows.max(m.cols).max(m.row_stride) <= i64::from(i32::MAX);
         m.col_stride == 1 && m.cols > 0 && m.rows > 0 && aligned && small
     };

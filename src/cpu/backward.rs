@@ -6,6 +6,7 @@
 //! gradient of the layer before.
 
 mod columns;
+mod memory;
 mod product;
 
 use std::ops::Range;
@@ -15,7 +16,7 @@ use super::isa::Isa;
 use super::panels::Matrix;
 use super::schedule::Schedule;
 use super::scratch::Scratch;
-use super::tile::ROWS;
+use super::tile::best_rows;
 use columns::{Columns, WIDTH};
 use product::{Left, Product, OWN_WORDS};
 
@@ -110,7 +111,7 @@ impl Backward {
         let threads = worth(threads, 2 * products * rows);
         let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
         let masked = (rows * widest).next_multiple_of(WIDTH);
-        let scratch = Scratch::new(4 * (2 * masked + widest.div_ceil(ROWS) * rows * WIDTH));
+        let scratch = Scratch::new(4 * (2 * masked + widest.div_ceil(best_rows(isa)) * rows * WIDTH));
         let chain = Chain { isa, grad_output, layers, grad_input, threads, scratch, masked };
         let schedule = Schedule::new(chain.tasks());
         Self { chain, schedule }
@@ -143,7 +144,7 @@ impl Chain {
         // SAFETY: forwarded.
         unsafe {
             match stage % 2 {
-                0 => self.columns(index).run(self.isa, task),
+                0 => self.columns(index).run(task),
                 _ => self.products(index, task, own),
             }
         }
@@ -190,6 +191,7 @@ impl Chain {
         let last = index + 1 == self.layers.len();
         let masks = last && !layer.output.is_null();
         Columns {
+            isa: self.isa,
             grad: self.grad(index),
             output: if masks { layer.output } else { std::ptr::null() },
             tiles: if layer.grad_weight.is_null() { null } else { self.column_tiles() },
@@ -201,6 +203,7 @@ impl Chain {
     fn weight_product(&self, index: usize) -> Option<Product> {
         let layer = &self.layers[index];
         (!layer.grad_weight.is_null()).then(|| Product {
+            isa: self.isa,
             left: Left::Tiles(self.column_tiles()),
             rows: layer.weight.rows,
             right: layer.input,
@@ -217,6 +220,7 @@ impl Chain {
         let grad = self.grad(index);
         let masked = self.columns(index).masked;
         Some(Product {
+            isa: self.isa,
             left: if masked.is_null() {
                 Left::Rows { data: grad.data.cast(), stride: grad.stride }
             } else {
@@ -237,7 +241,7 @@ impl Chain {
             let tasks = product.tasks(self.threads);
             if task < tasks {
                 // SAFETY: forwarded.
-                unsafe { product.run(self.isa, self.threads, task, own) };
+                unsafe { product.run(self.threads, task, own) };
                 return;
             }
             task -= tasks;

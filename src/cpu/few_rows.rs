@@ -46,11 +46,14 @@ pub unsafe fn run(layer: &Layer, columns: Range<usize>, isa: Isa) {
     debug_assert!(columns.end <= layer.n);
     let mut column = columns.start;
     while column < columns.end {
-        // Sixteen sums at a time fill the registers; with more rows each weight
-        // that is read serves more of them.
-        let wide = match layer.rows {
-            1 => 16,
-            2 => 8,
+        // Sixteen sums at a time, or AVX2's eight, fill the registers; with more rows
+        // each weight that is read serves more of them.
+        let wide = match (layer.rows, isa) {
+            (1, Isa::Avx2) => 8,
+            (1, _) => 16,
+            (2, Isa::Avx2) => 4,
+            (2, _) => 8,
+            (_, Isa::Avx2) => 2,
             _ => 4,
         };
         let take = if columns.end - column >= wide { wide } else { 1 };
@@ -62,14 +65,19 @@ pub unsafe fn run(layer: &Layer, columns: Range<usize>, isa: Isa) {
             unsafe {
                 match (rows, take) {
                     (1, 16) => block::<1, 16>(layer, row, column, isa),
+                    (1, 8) => block::<1, 8>(layer, row, column, isa),
                     (1, 4) => block::<1, 4>(layer, row, column, isa),
+                    (1, 2) => block::<1, 2>(layer, row, column, isa),
                     (1, _) => block::<1, 1>(layer, row, column, isa),
                     (2, 8) => block::<2, 8>(layer, row, column, isa),
                     (2, 4) => block::<2, 4>(layer, row, column, isa),
+                    (2, 2) => block::<2, 2>(layer, row, column, isa),
                     (2, _) => block::<2, 1>(layer, row, column, isa),
                     (3, 4) => block::<3, 4>(layer, row, column, isa),
+                    (3, 2) => block::<3, 2>(layer, row, column, isa),
                     (3, _) => block::<3, 1>(layer, row, column, isa),
                     (_, 4) => block::<4, 4>(layer, row, column, isa),
+                    (_, 2) => block::<4, 2>(layer, row, column, isa),
                     (_, _) => block::<4, 1>(layer, row, column, isa),
                 }
             }

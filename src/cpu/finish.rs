@@ -51,9 +51,9 @@ pub unsafe fn tile(isa: Isa, finish: &Finish, place: Place, sums: &mut Sums) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => x86::tile_avx512(finish, place, sums),
+            Isa::Avx512 => avx512::tile(finish, place, sums),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::tile_avx2(finish, place, sums),
+            Isa::Avx2 if finish.math == Math::Fma => avx2::tile(finish, place, sums),
             _ => portable(finish, place, sums),
         }
     }
@@ -139,7 +139,9 @@ unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,9 @@ pub mod schedule;
 // Addresses of whoever calls: every function says what it relies on.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
 mod avx512;
 #[allow(unsafe_code)]
 pub mod backward;

@@ -95,6 +95,10 @@ pub unsafe fn pack(
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => x86::pack(math, source, first, rows, range.clone(), out, width),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 if math == Math::Fma => {
+                    x86::pack_avx2(source, first, rows, range.clone(), out, width);
+                }
                 _ => portable(math, source, first, rows, range.clone(), out, width),
             }
         }
@@ -157,7 +161,7 @@ pub unsafe fn widen(isa: Isa, source: &Matrix, rows: Range<usize>, out: *mut f32
                 #[cfg(target_arch = "x86_64")]
                 (_, Isa::Avx512) => x86::widen_avx512(source.element, from, source.k, out),
                 #[cfg(target_arch = "x86_64")]
-                (Element::F16, Isa::Avx2) => x86::widen_f16_avx2(from, source.k, out),
+                (element, Isa::Avx2) => x86::widen_avx2(element, from, source.k, out),
                 _ => {
                     for k in 0..source.k {
                         *out.add(k) = source.element.read(from.add(2 * k));

@@ -8,8 +8,19 @@ use super::isa::Isa;
 /// Most rows of a tile: with two vectors of lanes that is 28 sums of AVX-512's 32
 /// registers, three more for the operands.
 pub const ROWS: usize = 14;
+/// The same in AVX2, which computes it in parts of six.
+const ROWS_AVX2: usize = 12;
 /// Most lanes of a tile, and the width of a panel.
 pub const LANES: usize = 32;
+
+/// Rows of a tile that fill an instruction set's registers, [`ROWS`] at most.
+#[must_use]
+pub fn best_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx2 => ROWS_AVX2,
+        _ => ROWS,
+    }
+}
 
 /// Where the factors lie. Steps of both count four bytes' worth of factors: one
 /// fp32 or a pair of bfloat16.
@@ -29,6 +40,9 @@ pub struct Factors {
     pub depth: usize,
     /// Behind them half a step: the first of a pair alone (pairs in rows only).
     pub half: bool,
+    /// What is read soon, if it is known: brought nearer meanwhile, by AVX2's tile
+    /// alone. Need not be valid.
+    pub soon: *const u8,
 }
 
 /// What a step is made of.
@@ -77,11 +91,11 @@ pub unsafe fn run(
     unsafe {
         match (isa, math) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Math::Fma) => x86::fma_avx512(rows, lanes, factors, sums),
+            (Isa::Avx512, Math::Fma) => avx512::fma(rows, lanes, factors, sums),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Math::Dot) => x86::dot_avx512(rows, lanes, factors, sums),
+            (Isa::Avx512, Math::Dot) => avx512::dot(rows, lanes, factors, sums),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Math::Fma) => x86::fma_avx2(rows, lanes, factors, sums),
+            (Isa::Avx2, Math::Fma) => avx2::fma(rows, lanes, factors, sums),
             _ => scalar(math, rows, lanes, factors, sums),
         }
     }
@@ -117,7 +131,9 @@ unsafe fn scalar(math: Math, rows: usize, lanes: usize, factors: &Factors, sums:
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 #[cfg(test)]
 mod tests;

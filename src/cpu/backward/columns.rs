@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::isa::Isa;
 use super::super::panels::Matrix;
-use super::super::tile::ROWS;
+use super::super::tile::best_rows;
 use super::tile_range;
 
 /// Words from one row of a tile to the next: a cache line.
@@ -19,6 +19,8 @@ const BLOCK: usize = 128;
 /// What is read, and what is wanted.
 #[derive(Debug, Clone, Copy)]
 pub struct Columns {
+    /// The CPU has it.
+    pub isa: Isa,
     /// `[rows, n]`.
     pub grad: Matrix,
     /// What the ReLU returned, dense; null for no mask.
@@ -38,15 +40,15 @@ impl Columns {
         if nothing {
             0
         } else {
-            self.grad.k.div_ceil(ROWS)
+            self.grad.k.div_ceil(best_rows(self.isa))
         }
     }
 
     /// # Safety
     /// Addresses are valid for their shapes; no other thread accesses what this tile
-    /// writes; the CPU has `isa`.
-    pub unsafe fn run(&self, isa: Isa, tile: usize) {
-        let columns = tile_range(self.grad.k, ROWS, tile);
+    /// writes.
+    pub unsafe fn run(&self, tile: usize) {
+        let columns = tile_range(self.grad.k, best_rows(self.isa), tile);
         let tiles = if self.tiles.is_null() {
             self.tiles
         } else {
@@ -55,9 +57,11 @@ impl Columns {
         let part = Self { tiles, ..*self };
         // SAFETY: forwarded.
         unsafe {
-            match isa {
+            match self.isa {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => part.avx512(columns),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => part.avx2(columns),
                 _ => part.portable(columns),
             }
         }
@@ -93,6 +97,56 @@ impl Columns {
             if !self.sums.is_null() {
                 // SAFETY: one a column.
                 unsafe { *self.sums.add(column) = sum + block };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `portable`.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(&self, columns: Range<usize>) {
+        use super::super::avx2::{load_first, masked_by_relu, store_first, EIGHT};
+        use std::arch::x86_64::*;
+        let Matrix { rows, k: n, .. } = self.grad;
+        // Two vectors, the second perhaps of no lanes.
+        let first = columns.start;
+        let lanes = [columns.len().min(EIGHT), columns.len().saturating_sub(EIGHT)];
+        let zero = _mm256_setzero_ps();
+        let (mut sums, mut blocks) = ([zero; 2], [zero; 2]);
+        for row in 0..rows {
+            for (i, (block, lanes)) in blocks.iter_mut().zip(lanes).enumerate() {
+                // SAFETY: row and columns exist in all of them, `lanes` of each; a tile
+                // has room for whole vectors.
+                unsafe {
+                    let column = first + i * EIGHT;
+                    let from = self.grad.row(row).cast::<f32>().wrapping_add(column);
+                    let mut value = load_first(from, lanes);
+                    let place = row * n + column;
+                    if !self.output.is_null() {
+                        let y = load_first(self.output.wrapping_add(place), lanes);
+                        value = masked_by_relu(value, y);
+                    }
+                    if !self.tiles.is_null() {
+                        _mm256_storeu_ps(self.tiles.add(row * WIDTH + i * EIGHT), value);
+                    }
+                    if !self.masked.is_null() {
+                        store_first(self.masked.wrapping_add(place), value, lanes);
+                    }
+                    *block = _mm256_add_ps(*block, value);
+                }
+            }
+            if (row + 1) % BLOCK == 0 {
+                for (sum, block) in sums.iter_mut().zip(&mut blocks) {
+                    *sum = _mm256_add_ps(*sum, std::mem::replace(block, zero));
+                }
+            }
+        }
+        if !self.sums.is_null() {
+            for i in 0..2 {
+                let all = _mm256_add_ps(sums[i], blocks[i]);
+                // SAFETY: one a column.
+                unsafe { store_first(self.sums.wrapping_add(first + i * EIGHT), all, lanes[i]) };
             }
         }
     }

@@ -7,8 +7,9 @@ use std::ops::Range;
 use super::super::forward::{part, tile_rows};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
-use super::super::tile::{self, Factors, Math, Sums, LANES, ROWS};
+use super::super::tile::{self, best_rows, Factors, Math, Sums, LANES, ROWS};
 use super::columns::WIDTH;
+use super::memory::{copy, Store};
 use super::tile_range;
 
 /// Steps summed up from zero before they join the sum: a copy of as many stays in a
@@ -40,6 +41,8 @@ pub enum Left {
 /// One product.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
+    /// The CPU has it.
+    pub isa: Isa,
     /// `[rows, depth]`.
     pub left: Left,
     /// Of the result.
@@ -56,8 +59,8 @@ pub struct Product {
 impl Product {
     fn tile_rows(&self) -> usize {
         match self.left {
-            Left::Rows { stride, .. } => tile_rows(4 * stride),
-            Left::Tiles(_) => ROWS,
+            Left::Rows { stride, .. } => tile_rows(self.isa, 4 * stride),
+            Left::Tiles(_) => best_rows(self.isa),
         }
     }
 
@@ -81,8 +84,8 @@ impl Product {
 
     /// # Safety
     /// Addresses are valid for their shapes, `own` for `OWN_WORDS`; no other thread
-    /// accesses what this task writes; the CPU has `isa`.
-    pub unsafe fn run(&self, isa: Isa, threads: usize, task: usize, own: *mut f32) {
+    /// accesses what this task writes.
+    pub unsafe fn run(&self, threads: usize, task: usize, own: *mut f32) {
         let chunks = self.chunks(threads);
         let panel = task / chunks * LANES;
         let columns = panel..(panel + LANES).min(self.right.k);
@@ -91,7 +94,7 @@ impl Product {
         for first in (0..depth).step_by(BLOCK) {
             let steps = first..(first + BLOCK).min(depth);
             // SAFETY: forwarded; steps and tiles exist.
-            unsafe { self.block(isa, steps, &columns, tiles.clone(), own) };
+            unsafe { self.block(steps, &columns, tiles.clone(), own) };
         }
     }
 
@@ -99,7 +102,6 @@ impl Product {
     /// As for `run`.
     unsafe fn block(
         &self,
-        isa: Isa,
         steps: Range<usize>,
         columns: &Range<usize>,
         tiles: Range<usize>,
@@ -115,7 +117,7 @@ impl Product {
                 (from, self.right.stride)
             } else {
                 let width = columns.len().next_multiple_of(VECTOR);
-                copy(isa, from, self.right.stride, steps.len(), columns.len(), own);
+                copy(self.isa, from, self.right.stride, steps.len(), columns.len(), own);
                 (own.cast_const(), width)
             };
             for index in tiles {
@@ -129,9 +131,9 @@ impl Product {
                     }
                 };
                 let factors =
-                    Factors { p: p.cast(), row, step, v, v_step, depth: steps.len(), half: false };
+                    Factors { p: p.cast(), row, step, v, v_step, depth: steps.len(), half: false, soon: std::ptr::null() };
                 let lanes = columns.len().next_multiple_of(VECTOR);
-                tile::run(isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
+                tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
                 let place = rows.start * self.right.k + columns.start;
                 let store = Store {
                     result: self.result.add(place),
@@ -145,124 +147,7 @@ impl Product {
                     columns: columns.len(),
                     adds: steps.start > 0,
                 };
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => store.avx512(&sums),
-                    _ => store.portable(&sums),
-                }
-            }
-        }
-    }
-}
-
-/// Some columns of so many rows, dense but for zeros up to a whole vector.
-///
-/// # Safety
-/// They can be read, `own` has room; the CPU has `isa`.
-unsafe fn copy(
-    isa: Isa,
-    from: *const f32,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    own: *mut f32,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
-        // SAFETY: forwarded.
-        return unsafe { copy_avx512(from, stride, rows, columns, own) };
-    }
-    let _ = isa;
-    let width = columns.next_multiple_of(VECTOR);
-    for row in 0..rows {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let out = own.add(row * width);
-            std::ptr::copy_nonoverlapping(from.add(row * stride), out, columns);
-            std::ptr::write_bytes(out.add(columns), 0, width - columns);
-        }
-    }
-}
-
-/// # Safety
-/// As for `copy`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn copy_avx512(from: *const f32, stride: usize, rows: usize, columns: usize, own: *mut f32) {
-    use super::super::avx512::first_lanes;
-    use std::arch::x86_64::*;
-    let width = columns.next_multiple_of(VECTOR);
-    let lower = first_lanes(columns.min(VECTOR));
-    let upper = first_lanes(columns.saturating_sub(VECTOR));
-    for row in 0..rows {
-        // SAFETY: the masks keep to the columns; `own` has whole vectors.
-        unsafe {
-            let (from, out) = (from.add(row * stride), own.add(row * width));
-            _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lower, from));
-            if width > VECTOR {
-                let vector = _mm512_maskz_loadu_ps(upper, from.add(VECTOR));
-                _mm512_storeu_ps(out.add(VECTOR), vector);
-            }
-        }
-    }
-}
-
-/// Where a tile's sums go.
-struct Store {
-    result: *mut f32,
-    output: *const f32,
-    /// Of both.
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    /// To what is there.
-    adds: bool,
-}
-
-impl Store {
-    /// # Safety
-    /// Rows and columns exist, no other thread accesses them.
-    unsafe fn portable(&self, sums: &Sums) {
-        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
-            for (column, sum) in sums.iter().enumerate().take(self.columns) {
-                let place = row * self.stride + column;
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let to = self.result.add(place);
-                    // A product that underflows leaves -0 in an FMA, 0 in a sum.
-                    let value = sum + if self.adds { *to } else { 0.0 };
-                    let masked = !self.output.is_null() && *self.output.add(place) <= 0.0;
-                    *to = if masked { 0.0 } else { value };
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for `portable`.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512(&self, sums: &Sums) {
-        use super::super::avx512::{first_lanes, passes_relu};
-        use std::arch::x86_64::*;
-        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
-            for column in (0..self.columns).step_by(VECTOR) {
-                let lanes = first_lanes((self.columns - column).min(VECTOR));
-                let place = row * self.stride + column;
-                // SAFETY: the mask keeps to the columns; a row of sums has two vectors.
-                unsafe {
-                    let to = self.result.add(place);
-                    // Zeros too: see `portable`.
-                    let before = if self.adds { lanes } else { 0 };
-                    let before = _mm512_maskz_loadu_ps(before, to);
-                    let mut value = _mm512_loadu_ps(sums.as_ptr().add(column));
-                    value = _mm512_add_ps(before, value);
-                    if !self.output.is_null() {
-                        let y = _mm512_maskz_loadu_ps(lanes, self.output.add(place));
-                        value = _mm512_maskz_mov_ps(passes_relu(y), value);
-                    }
-                    _mm512_mask_storeu_ps(to, lanes, value);
-                }
+                store.run(self.isa, &sums);
             }
         }
     }

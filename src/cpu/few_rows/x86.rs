@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx2::{self, EIGHT};
 use super::super::avx512::{first_lanes, load, widened_bf16};
 use super::super::element::Element;
 
@@ -88,7 +89,18 @@ fn sums_512<const M: usize, const R: usize>(vectors: [[__m512; R]; M]) -> [[f32;
 
 #[target_feature(enable = "avx2,fma")]
 fn sums_256<const M: usize, const R: usize>(vectors: [[__m256; R]; M]) -> [[f32; R]; M] {
-    vectors.map(|row| row.map(|v| sum_256(v)))
+    let mut results = [[0.0; R]; M];
+    for first in (0..M * R).step_by(EIGHT) {
+        let take = (M * R - first).min(EIGHT);
+        let mut eight = [_mm256_setzero_ps(); EIGHT];
+        for (i, vector) in eight.iter_mut().enumerate().take(take) {
+            *vector = vectors[(first + i) / R][(first + i) % R];
+        }
+        for (i, sum) in avx2::sums(eight).into_iter().enumerate().take(take) {
+            results[(first + i) / R][(first + i) % R] = sum;
+        }
+    }
+    results
 }
 
 #[target_feature(enable = "avx512f")]
@@ -123,52 +135,32 @@ unsafe fn tail_f16_512(at: *const u16, left: usize) -> __m512 {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tail_f32_256(at: *const f32, left: usize) -> __m256 {
-    let mut padded = [0.0f32; 8];
-    // SAFETY: `left < 8` elements, the caller's; `padded` has eight.
-    unsafe {
-        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), left);
-        _mm256_loadu_ps(padded.as_ptr())
-    }
+    // SAFETY: `left` elements, the caller's.
+    unsafe { avx2::load_first(at, left) }
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn load_bf16_256(at: *const u16) -> __m256 {
     // SAFETY: eight elements, the caller's.
-    let halves = unsafe { _mm_loadu_si128(at.cast()) };
-    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    unsafe { avx2::load_bf16(at) }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tail_bf16_256(at: *const u16, left: usize) -> __m256 {
-    let mut padded = [0u16; 8];
-    // SAFETY: `left < 8` elements, the caller's; `padded` has eight.
-    unsafe {
-        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), left);
-        load_bf16_256(padded.as_ptr())
-    }
+    // SAFETY: `left` elements, the caller's.
+    unsafe { avx2::load(Element::Bf16, at.cast(), left) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load_f16_256(at: *const u16) -> __m256 {
     // SAFETY: eight elements, the caller's.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
+    unsafe { avx2::load_f16(at) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tail_f16_256(at: *const u16, left: usize) -> __m256 {
-    let mut padded = [0u16; 8];
-    // SAFETY: `left < 8` elements, the caller's; `padded` has eight.
-    unsafe {
-        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), left);
-        load_f16_256(padded.as_ptr())
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn sum_256(v: __m256) -> f32 {
-    let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+    // SAFETY: `left` elements, the caller's.
+    unsafe { avx2::load(Element::F16, at.cast(), left) }
 }
 
 kernel!(
@@ -212,7 +204,7 @@ kernel!(
 );
 kernel!(
     bf16_avx2,
-    "avx2,fma",
+    "avx2,fma,f16c",
     u16,
     8,
     _mm256_setzero_ps,

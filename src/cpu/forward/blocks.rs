@@ -1,7 +1,8 @@
 //! How work is divided: figures, each with its reason.
 
 use super::super::panels::count;
-use super::super::tile::{LANES, ROWS};
+use super::super::isa::Isa;
+use super::super::tile::{best_rows, LANES};
 
 /// Up to here a chain reads its weights faster than it multiplies.
 pub const FEW_ROWS: usize = 8;
@@ -95,16 +96,18 @@ pub fn padded_words(words: usize) -> usize {
 /// Most rows of a weight in a tile. Rows a multiple of 4 KiB apart meet in one set of
 /// a first-level cache of eight ways, where fourteen would evict one another (88
 /// GFLOP/s for 111 at K = 2048; copying them elsewhere first cost more than it gained).
-pub fn tile_rows(row_bytes: usize) -> usize {
-    if row_bytes.is_multiple_of(4096) {
+/// AVX2's tiles read six at a time.
+pub fn tile_rows(isa: Isa, row_bytes: usize) -> usize {
+    if isa != Isa::Avx2 && row_bytes.is_multiple_of(4096) {
         8
     } else {
-        ROWS
+        best_rows(isa)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::tile::ROWS;
     use super::*;
 
     #[test]

@@ -83,8 +83,8 @@ impl Chain {
     fn grid(&self, rows: usize, layer: usize) -> Grid {
         let weight = &self.layers[layer].weight;
         let tile = match self.widens(weight) {
-            true => ROWS,
-            false => tile_rows(weight.stride * weight.element.size()),
+            true => tile::best_rows(self.kernels.isa),
+            false => tile_rows(self.kernels.isa, weight.stride * weight.element.size()),
         };
         let threads = match self.division {
             Division::Rows(_) => 1,
@@ -200,6 +200,8 @@ impl Chain {
         // SAFETY: columns and panels of the layer; `own` has room for the columns.
         unsafe {
             let (p, row) = self.factors(&layer.weight, &columns, own);
+            let first = chunk.start;
+            let soon = self.soon(index, columns.end);
             for panel in chunk {
                 let width = width(rows.len(), panel);
                 let factors = Factors {
@@ -210,11 +212,23 @@ impl Chain {
                     v_step: width,
                     depth: if math == Math::Dot { k / 2 } else { k },
                     half: math == Math::Dot && k % 2 == 1,
+                    soon: if panel == first { soon } else { std::ptr::null() },
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
                 let place = Place { panel, column: columns.start, columns: columns.len() };
                 finish::tile(isa, &to, place, &mut sums);
             }
+        }
+    }
+
+    /// Where the weight's rows from `row` on lie, or behind the last one the next
+    /// layer's: what is read next, or some of it.
+    fn soon(&self, layer: usize, row: usize) -> *const u8 {
+        let weight = &self.layers[layer].weight;
+        if row < weight.rows {
+            weight.data.wrapping_add(row * weight.stride * weight.element.size())
+        } else {
+            self.layers.get(layer + 1).map_or(std::ptr::null(), |layer| layer.weight.data)
         }
     }
 

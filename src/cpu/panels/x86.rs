@@ -1,10 +1,11 @@
-//! Turning and widening in AVX-512, and F16C's widening for AVX2.
+//! Turning and widening in AVX-512 and AVX2.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::super::avx2::{self, EIGHT};
 use super::super::avx512::{first_lanes, load, turn};
-use super::super::element::{f16_widened, Element};
+use super::super::element::Element;
 use super::{Math, Matrix, VECTOR};
 
 /// `panels::portable` for AVX-512.
@@ -67,22 +68,61 @@ pub unsafe fn widen_avx512(element: Element, from: *const u8, k: usize, out: *mu
     }
 }
 
-/// The same of binary16.
+/// The same in AVX2.
 ///
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx2,f16c")]
-pub unsafe fn widen_f16_avx2(from: *const u8, k: usize, out: *mut f32) {
-    let whole = k - k % 8;
-    for i in (0..whole).step_by(8) {
-        // SAFETY: eight elements from `i` on.
-        unsafe {
-            let halves = _mm_loadu_si128(from.add(2 * i).cast());
-            _mm256_storeu_ps(out.add(i), _mm256_cvtph_ps(halves));
+pub unsafe fn widen_avx2(element: Element, from: *const u8, k: usize, out: *mut f32) {
+    let whole = k - k % EIGHT;
+    // SAFETY: eight elements from `i` on, or those behind `whole`.
+    unsafe {
+        match element {
+            Element::F16 => {
+                for i in (0..whole).step_by(EIGHT) {
+                    _mm256_storeu_ps(out.add(i), avx2::load_f16(from.add(2 * i).cast()));
+                }
+            }
+            _ => {
+                for i in (0..whole).step_by(EIGHT) {
+                    _mm256_storeu_ps(out.add(i), avx2::load_bf16(from.add(2 * i).cast()));
+                }
+            }
         }
+        let rest = avx2::load(element, from.add(2 * whole), k - whole);
+        avx2::store_first(out.add(whole), rest, k - whole);
     }
-    for i in whole..k {
-        // SAFETY: in bounds.
-        unsafe { *out.add(i) = f16_widened(*from.cast::<u16>().add(i)) }
+}
+
+/// `panels::portable` for AVX2, `Math::Fma` alone.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,f16c")]
+pub unsafe fn pack_avx2(
+    source: &Matrix,
+    first: usize,
+    rows: usize,
+    range: Range<usize>,
+    out: *mut f32,
+    width: usize,
+) {
+    for step in range.clone().step_by(EIGHT) {
+        let take = (range.end - step).min(EIGHT);
+        for lane in (0..VECTOR).step_by(EIGHT) {
+            let mut vectors = [_mm256_setzero_ps(); EIGHT];
+            let rows = rows.saturating_sub(lane).min(EIGHT);
+            for (i, vector) in vectors.iter_mut().enumerate().take(rows) {
+                // SAFETY: the row exists, `take` elements from `step` on are in it.
+                unsafe {
+                    let at = source.row(first + lane + i).add(step * source.element.size());
+                    *vector = avx2::load(source.element, at, take);
+                }
+            }
+            for (i, vector) in avx2::turn(vectors).into_iter().enumerate().take(take) {
+                // SAFETY: the step is in the range, which the caller says is there.
+                unsafe { _mm256_storeu_ps(out.add((step + i) * width + lane), vector) };
+            }
+        }
     }
 }

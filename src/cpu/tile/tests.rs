@@ -18,7 +18,7 @@ struct Case {
 impl Case {
     fn random(random: &mut Random) -> Self {
         let (rows, lanes) = (1 + random.below(ROWS), 16 + 16 * random.below(2));
-        let (depth, columns) = (random.below(150), random.below(2) == 0);
+        let (depth, columns) = (random.below(600), random.below(2) == 0);
         let ld = if columns { rows } else { depth } + random.below(5);
         let (outer, step) = if columns { (depth, LANES) } else { (rows, LANES) };
         Self {

@@ -1,4 +1,4 @@
-//! Finishing in AVX-512; for AVX2 the portable code, compiled for it.
+//! Finishing in AVX-512.
 
 use std::arch::x86_64::*;
 
@@ -9,16 +9,8 @@ use super::{Finish, Math, Place, Sums, LANES};
 
 /// # Safety
 /// As for `finish::tile`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn tile_avx2(finish: &Finish, place: Place, sums: &mut Sums) {
-    // SAFETY: forwarded.
-    unsafe { super::portable(finish, place, sums) }
-}
-
-/// # Safety
-/// As for `finish::tile`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub unsafe fn tile_avx512(finish: &Finish, place: Place, sums: &mut Sums) {
+pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
     let vectors = width(finish.rows, place.panel) / VECTOR;
     let element = finish.element;
     for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {

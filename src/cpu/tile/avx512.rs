@@ -1,8 +1,8 @@
-//! The tile in AVX-512 and AVX2.
+//! The tile in AVX-512.
 
 use std::arch::x86_64::*;
 
-use super::{Factors, Sums, LANES};
+use super::{Factors, Sums};
 
 /// Steps that the lanes' factors are fetched ahead: they stream from the second or
 /// third level, and the CPU's own prefetching stops at every page.
@@ -94,71 +94,15 @@ macro_rules! by_rows {
     }};
 }
 
-avx512!(fma_avx512, fma_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
+avx512!(fma, fma_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
     _mm512_castsi512_ps(a),
     b,
     acc
 ));
-avx512!(dot_avx512, dot_tile, "avx512f,avx512bf16", |acc, a, b: __m512| {
+avx512!(dot, dot_tile, "avx512f,avx512bf16", |acc, a, b: __m512| {
     // Both are 512 bits of anything.
     let (a, b): (__m512bh, __m512bh) =
         (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
     _mm512_dpbf16_ps(acc, a, b)
 });
 
-/// Six rows and sixteen lanes at a time: twelve sums of sixteen registers.
-///
-/// # Safety
-/// As for `tile::run`; the CPU has AVX2 and FMA.
-pub unsafe fn fma_avx2(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
-    for lane in (0..lanes.min(LANES)).step_by(16) {
-        let mut first = 0;
-        while first < rows {
-            let take = (rows - first).min(6);
-            // SAFETY: rows and lanes of the tile.
-            unsafe {
-                let part = Factors {
-                    p: factors.p.add(first * factors.row),
-                    v: factors.v.add(lane),
-                    ..*factors
-                };
-                match take {
-                    1 => tile_avx2::<1>(&part, sums, first, lane),
-                    2 => tile_avx2::<2>(&part, sums, first, lane),
-                    3 => tile_avx2::<3>(&part, sums, first, lane),
-                    4 => tile_avx2::<4>(&part, sums, first, lane),
-                    5 => tile_avx2::<5>(&part, sums, first, lane),
-                    _ => tile_avx2::<6>(&part, sums, first, lane),
-                }
-            }
-            first += take;
-        }
-    }
-}
-
-/// # Safety
-/// As for `fma_avx2`, with `M` rows from `first` on and 16 lanes from `lane` on.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const M: usize>(factors: &Factors, sums: &mut Sums, first: usize, lane: usize) {
-    let (mut p, mut v) = (factors.p, factors.v);
-    let mut acc = [[_mm256_setzero_ps(); 2]; M];
-    // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
-    unsafe {
-        for _ in 0..factors.depth {
-            let b = [_mm256_loadu_ps(v), _mm256_loadu_ps(v.add(8))];
-            for (m, acc) in acc.iter_mut().enumerate() {
-                let a = _mm256_set1_ps(p.add(m * factors.row).cast::<f32>().read_unaligned());
-                for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = _mm256_fmadd_ps(a, b, *acc);
-                }
-            }
-            p = p.add(factors.step);
-            v = v.add(factors.v_step);
-        }
-        for (acc, sums) in acc.iter().zip(&mut sums.0[first..]) {
-            for (n, acc) in acc.iter().enumerate() {
-                _mm256_storeu_ps(sums.as_mut_ptr().add(lane + 8 * n), *acc);
-            }
-        }
-    }
-}

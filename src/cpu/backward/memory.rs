@@ -1,0 +1,199 @@
+//! What a product copies before it multiplies, and what becomes of its sums.
+
+use super::super::isa::Isa;
+use super::super::panels::VECTOR;
+use super::super::tile::Sums;
+
+/// Some columns of so many rows, dense but for zeros up to a whole vector.
+///
+/// # Safety
+/// They can be read, `own` has room; the CPU has `isa`.
+pub unsafe fn copy(
+    isa: Isa,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    own: *mut f32,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => copy_avx512(from, stride, rows, columns, own),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if columns == super::super::tile::LANES => copy_avx2(from, stride, rows, own),
+            _ => copy_portable(from, stride, rows, columns, own),
+        }
+    }
+}
+
+/// # Safety
+/// As for `copy`.
+unsafe fn copy_portable(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    own: *mut f32,
+) {
+    let width = columns.next_multiple_of(VECTOR);
+    for row in 0..rows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = own.add(row * width);
+            std::ptr::copy_nonoverlapping(from.add(row * stride), out, columns);
+            std::ptr::write_bytes(out.add(columns), 0, width - columns);
+        }
+    }
+}
+
+/// # Safety
+/// As for `copy`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn copy_avx512(from: *const f32, stride: usize, rows: usize, columns: usize, own: *mut f32) {
+    use super::super::avx512::first_lanes;
+    use std::arch::x86_64::*;
+    let width = columns.next_multiple_of(VECTOR);
+    let lower = first_lanes(columns.min(VECTOR));
+    let upper = first_lanes(columns.saturating_sub(VECTOR));
+    for row in 0..rows {
+        // SAFETY: the masks keep to the columns; `own` has whole vectors.
+        unsafe {
+            let (from, out) = (from.add(row * stride), own.add(row * width));
+            _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lower, from));
+            if width > VECTOR {
+                let vector = _mm512_maskz_loadu_ps(upper, from.add(VECTOR));
+                _mm512_storeu_ps(out.add(VECTOR), vector);
+            }
+        }
+    }
+}
+
+/// The same of [`LANES`] columns.
+///
+/// # Safety
+/// As for `copy`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn copy_avx2(from: *const f32, stride: usize, rows: usize, own: *mut f32) {
+    use super::super::tile::LANES;
+    use std::arch::x86_64::*;
+    for row in 0..rows {
+        for column in (0..LANES).step_by(8) {
+            // SAFETY: the row exists, `own` has room for it.
+            unsafe {
+                let vector = _mm256_loadu_ps(from.add(row * stride + column));
+                _mm256_storeu_ps(own.add(row * LANES + column), vector);
+            }
+        }
+    }
+}
+
+/// Where a tile's sums go.
+pub struct Store {
+    /// What is written.
+    pub result: *mut f32,
+    /// Where it is not above zero the result is zero, NaN apart. Null for no mask.
+    pub output: *const f32,
+    /// From one row to the next, of both.
+    pub stride: usize,
+    /// Rows of the tile.
+    pub rows: usize,
+    /// Columns of the tile.
+    pub columns: usize,
+    /// Whether sums are added to what is there.
+    pub adds: bool,
+}
+
+impl Store {
+    /// # Safety
+    /// Rows and columns exist, no other thread accesses them; the CPU has `isa`.
+    pub unsafe fn run(&self, isa: Isa, sums: &Sums) {
+        // SAFETY: forwarded.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => self.avx512(sums),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => self.avx2(sums),
+                _ => self.portable(sums),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    unsafe fn portable(&self, sums: &Sums) {
+        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
+            for (column, sum) in sums.iter().enumerate().take(self.columns) {
+                let place = row * self.stride + column;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let to = self.result.add(place);
+                    // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                    let value = sum + if self.adds { *to } else { 0.0 };
+                    let masked = !self.output.is_null() && *self.output.add(place) <= 0.0;
+                    *to = if masked { 0.0 } else { value };
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(&self, sums: &Sums) {
+        use super::super::avx2::{load_first, masked_by_relu, store_first, EIGHT};
+        use std::arch::x86_64::*;
+        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
+            for column in (0..self.columns).step_by(EIGHT) {
+                let lanes = (self.columns - column).min(EIGHT);
+                let place = row * self.stride + column;
+                // SAFETY: so many columns from this one on; a row of sums has `LANES`.
+                unsafe {
+                    let to = self.result.add(place);
+                    // Zeros too: see `portable`.
+                    let before = load_first(to, if self.adds { lanes } else { 0 });
+                    let mut value = _mm256_loadu_ps(sums.as_ptr().add(column));
+                    value = _mm256_add_ps(before, value);
+                    if !self.output.is_null() {
+                        value = masked_by_relu(value, load_first(self.output.add(place), lanes));
+                    }
+                    store_first(to, value, lanes);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512(&self, sums: &Sums) {
+        use super::super::avx512::{first_lanes, passes_relu};
+        use std::arch::x86_64::*;
+        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
+            for column in (0..self.columns).step_by(VECTOR) {
+                let lanes = first_lanes((self.columns - column).min(VECTOR));
+                let place = row * self.stride + column;
+                // SAFETY: the mask keeps to the columns; a row of sums has two vectors.
+                unsafe {
+                    let to = self.result.add(place);
+                    // Zeros too: see `portable`.
+                    let before = if self.adds { lanes } else { 0 };
+                    let before = _mm512_maskz_loadu_ps(before, to);
+                    let mut value = _mm512_loadu_ps(sums.as_ptr().add(column));
+                    value = _mm512_add_ps(before, value);
+                    if !self.output.is_null() {
+                        let y = _mm512_maskz_loadu_ps(lanes, self.output.add(place));
+                        value = _mm512_maskz_mov_ps(passes_relu(y), value);
+                    }
+                    _mm512_mask_storeu_ps(to, lanes, value);
+                }
+            }
+        }
+    }
+}

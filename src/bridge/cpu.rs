@@ -160,7 +160,8 @@ unsafe fn cpu_forward(
 
 fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
     let sizes = weights.iter().map(|weight| (weight.rows, weight.k));
-    Isa::best() != Isa::Scalar && backward::takes(rows, sizes, threads)
+    let isa = Isa::best();
+    isa != Isa::Scalar && backward::takes(isa, rows, sizes, threads)
 }
 
 unsafe fn cpu_backward(

@@ -150,8 +150,7 @@ pub fn halves(element: Element, value: __m256) -> __m128i {
         Element::F16 => _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value),
         _ => {
             let upper = _mm256_srli_epi32::<16>(_mm256_castps_si256(value));
-            let (low, high) =
-                (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
+            let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
             _mm_packus_epi32(low, high)
         }
     }
@@ -195,9 +194,8 @@ pub fn sums(vectors: [__m256; EIGHT]) -> [f32; EIGHT] {
         let low = _mm256_permute2f128_ps::<0x20>(a, b);
         _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
     });
-    let pairs = |a, b| {
-        _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b))
-    };
+    let pairs =
+        |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
     let (a, b) = (pairs(fours[0], fours[1]), pairs(fours[2], fours[3]));
     let all = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
     let mut sums = [0.0f32; EIGHT];

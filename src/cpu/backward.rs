@@ -16,7 +16,7 @@ use super::isa::Isa;
 use super::panels::Matrix;
 use super::schedule::Schedule;
 use super::scratch::Scratch;
-use super::tile::best_rows;
+use super::tile::few_rows;
 use columns::{Columns, WIDTH};
 use product::{Left, Product, OWN_WORDS};
 
@@ -79,7 +79,12 @@ fn worth(threads: usize, products: usize) -> usize {
 /// layer on many rows would leave threads without work (16-8 on 65,536: 0.75 times
 /// eager's speed).
 #[must_use]
-pub fn takes(rows: usize, weights: impl Iterator<Item = (usize, usize)>, threads: usize) -> bool {
+pub fn takes(
+    isa: Isa,
+    rows: usize,
+    weights: impl Iterator<Item = (usize, usize)>,
+    threads: usize,
+) -> bool {
     let (mut products, mut largest) = (0, (0, 0));
     for (n, k) in weights {
         products += n * k;
@@ -88,7 +93,7 @@ pub fn takes(rows: usize, weights: impl Iterator<Item = (usize, usize)>, threads
         }
     }
     let threads = worth(threads, 2 * products * rows);
-    rows >= FEWEST_ROWS && (threads == 1 || product::most_tasks(largest) >= 2 * threads)
+    rows >= FEWEST_ROWS && (threads == 1 || product::most_tasks(isa, largest) >= 2 * threads)
 }
 
 impl Backward {
@@ -111,7 +116,8 @@ impl Backward {
         let threads = worth(threads, 2 * products * rows);
         let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
         let masked = (rows * widest).next_multiple_of(WIDTH);
-        let scratch = Scratch::new(4 * (2 * masked + widest.div_ceil(best_rows(isa)) * rows * WIDTH));
+        let scratch =
+            Scratch::new(4 * (2 * masked + widest.div_ceil(few_rows(isa)) * rows * WIDTH));
         let chain = Chain { isa, grad_output, layers, grad_input, threads, scratch, masked };
         let schedule = Schedule::new(chain.tasks());
         Self { chain, schedule }

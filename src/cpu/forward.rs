@@ -7,7 +7,7 @@ mod blocks;
 mod few;
 mod tiles;
 
-pub(super) use blocks::tile_rows;
+pub(super) use blocks::few_tile_rows;
 pub use blocks::FEW_ROWS;
 
 use std::ops::Range;

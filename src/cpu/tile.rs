@@ -5,20 +5,28 @@
 
 use super::isa::Isa;
 
-/// Most rows of a tile: with two vectors of lanes that is 28 sums of AVX-512's 32
-/// registers, three more for the operands.
-pub const ROWS: usize = 14;
-/// The same in AVX2, which computes it in parts of six.
-const ROWS_AVX2: usize = 12;
+/// Most rows of any tile.
+pub const ROWS: usize = 48;
 /// Most lanes of a tile, and the width of a panel.
 pub const LANES: usize = 32;
 
-/// Rows of a tile that fill an instruction set's registers, [`ROWS`] at most.
+/// Most rows of an instruction set's tiles. With two vectors of lanes fourteen are 28
+/// sums of AVX-512's 32 registers, three more for the operands; AVX2 computes a tile
+/// in parts.
 #[must_use]
-pub fn best_rows(isa: Isa) -> usize {
+pub const fn most_rows(isa: Isa) -> usize {
     match isa {
-        Isa::Avx2 => ROWS_AVX2,
+        Isa::Avx512 => 14,
         _ => ROWS,
+    }
+}
+
+/// Rows of a tile that fill the registers once, or AVX2's twice.
+#[must_use]
+pub const fn few_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx2 => 12,
+        _ => 14,
     }
 }
 
@@ -75,8 +83,8 @@ impl Default for Sums {
 /// Computes one tile of `rows` rows and `lanes` lanes (16 or 32).
 ///
 /// # Safety
-/// `factors` describes valid memory; `1 <= rows <= ROWS`; the CPU has `isa`, and
-/// for `Math::Dot` also avx512bf16.
+/// `factors` describes valid memory; `1 <= rows <= most_rows(isa)`; the CPU has
+/// `isa`, and for `Math::Dot` also avx512bf16.
 pub unsafe fn run(
     isa: Isa,
     math: Math,
@@ -85,7 +93,7 @@ pub unsafe fn run(
     factors: &Factors,
     sums: &mut Sums,
 ) {
-    debug_assert!((1..=ROWS).contains(&rows) && (lanes == 16 || lanes == LANES));
+    debug_assert!((1..=most_rows(isa)).contains(&rows) && (lanes == 16 || lanes == LANES));
     debug_assert!(factors.row == 4 || factors.step == 4);
     // SAFETY: forwarded.
     unsafe {

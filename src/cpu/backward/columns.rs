@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::isa::Isa;
 use super::super::panels::Matrix;
-use super::super::tile::best_rows;
+use super::super::tile::few_rows;
 use super::tile_range;
 
 /// Words from one row of a tile to the next: a cache line.
@@ -40,7 +40,7 @@ impl Columns {
         if nothing {
             0
         } else {
-            self.grad.k.div_ceil(best_rows(self.isa))
+            self.grad.k.div_ceil(few_rows(self.isa))
         }
     }
 
@@ -48,7 +48,7 @@ impl Columns {
     /// Addresses are valid for their shapes; no other thread accesses what this tile
     /// writes.
     pub unsafe fn run(&self, tile: usize) {
-        let columns = tile_range(self.grad.k, best_rows(self.isa), tile);
+        let columns = tile_range(self.grad.k, few_rows(self.isa), tile);
         let tiles = if self.tiles.is_null() {
             self.tiles
         } else {

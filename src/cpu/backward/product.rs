@@ -4,10 +4,10 @@
 
 use std::ops::Range;
 
-use super::super::forward::{part, tile_rows};
+use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
-use super::super::tile::{self, best_rows, Factors, Math, Sums, LANES, ROWS};
+use super::super::tile::{self, few_rows, Factors, Math, Sums, LANES};
 use super::columns::WIDTH;
 use super::memory::{copy, Store};
 use super::tile_range;
@@ -25,8 +25,8 @@ const TASKS: usize = 8;
 const FEWEST_TILES: usize = 4;
 
 /// Tasks at most of the product for a weight `[n, k]`.
-pub fn most_tasks((n, k): (usize, usize)) -> usize {
-    k.div_ceil(LANES) * n.div_ceil(ROWS).div_ceil(FEWEST_TILES)
+pub fn most_tasks(isa: Isa, (n, k): (usize, usize)) -> usize {
+    k.div_ceil(LANES) * n.div_ceil(few_rows(isa)).div_ceil(FEWEST_TILES)
 }
 
 /// The left factor.
@@ -59,8 +59,8 @@ pub struct Product {
 impl Product {
     fn tile_rows(&self) -> usize {
         match self.left {
-            Left::Rows { stride, .. } => tile_rows(self.isa, 4 * stride),
-            Left::Tiles(_) => best_rows(self.isa),
+            Left::Rows { stride, .. } => few_tile_rows(self.isa, 4 * stride),
+            Left::Tiles(_) => few_rows(self.isa),
         }
     }
 
@@ -130,8 +130,16 @@ impl Product {
                         (data.add((index * depth + steps.start) * WIDTH), 4, 4 * WIDTH)
                     }
                 };
-                let factors =
-                    Factors { p: p.cast(), row, step, v, v_step, depth: steps.len(), half: false, soon: std::ptr::null() };
+                let factors = Factors {
+                    p: p.cast(),
+                    row,
+                    step,
+                    v,
+                    v_step,
+                    depth: steps.len(),
+                    half: false,
+                    soon: std::ptr::null(),
+                };
                 let lanes = columns.len().next_multiple_of(VECTOR);
                 tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
                 let place = rows.start * self.right.k + columns.start;

@@ -228,7 +228,8 @@ fn products_that_underflow_leave_no_minus_zero() {
 
 #[test]
 fn leaves_to_libtorch_what_tiles_do_not_fill() {
-    let takes = |rows, weights: &[(usize, usize)]| takes(rows, weights.iter().copied(), 2);
+    let takes =
+        |rows, weights: &[(usize, usize)]| takes(Isa::Avx512, rows, weights.iter().copied(), 2);
     assert!(takes(64, &[(256, 784), (256, 256), (10, 256)]));
     assert!(takes(4, &[(3, 2)]), "one thread");
     assert!(!takes(3, &[(2048, 2048)]));

@@ -3,7 +3,7 @@
 use super::super::element::{bf16_rounded, f16_rounded};
 use super::super::panels::{count, words};
 use super::super::testing::{available, Random};
-use super::super::tile::ROWS;
+use super::super::tile::most_rows;
 use super::*;
 
 fn bytes(element: Element, values: &[f32]) -> Vec<u8> {
@@ -63,9 +63,11 @@ fn results_are_rounded_once_and_land_where_they_belong() {
                 math,
                 output: output.as_mut_ptr(),
             };
+            // Whole pairs.
+            let most = most_rows(isa);
             for panel in 0..count(rows) {
-                for column in (0..n).step_by(ROWS) {
-                    let columns = (n - column).min(ROWS);
+                for column in (0..n).step_by(most) {
+                    let columns = (n - column).min(most);
                     let mut sums = Sums::new();
                     for i in 0..columns {
                         for lane in 0..LANES.min(rows - panel * LANES) {

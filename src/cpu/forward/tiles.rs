@@ -6,7 +6,7 @@ use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
 use super::super::panels::{self, count, steps, width, words, Matrix};
 use super::super::scratch::Scratch;
-use super::super::tile::{self, Factors, Math, Sums, LANES, ROWS};
+use super::super::tile::{self, Factors, Math, Sums, LANES};
 use super::blocks::{padded_words, tile_rows, Division, Grid};
 use super::{part, Kernels, Layer};
 
@@ -35,9 +35,12 @@ impl Chain {
     pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
         let widest = layers.iter().map(depth).max().unwrap_or(1);
-        let division = Division::new(input.rows, widest, threads);
-        let (Division::Rows(block) | Division::Columns(block)) = division;
-        let buffer = words(block.min(input.rows), widest);
+        let division = Division::new(kernels.isa, input.rows, widest, threads);
+        let block = match &division {
+            Division::Rows(blocks) => blocks.iter().map(Range::len).max().unwrap_or(0),
+            Division::Columns(block) => (*block).min(input.rows),
+        };
+        let buffer = words(block, widest);
         let shared = match division {
             Division::Rows(_) => Scratch::new(0),
             Division::Columns(_) => Scratch::new(4 * 2 * buffer),
@@ -50,7 +53,7 @@ impl Chain {
     pub fn tasks(&self) -> Vec<usize> {
         let rows = self.input.rows;
         match self.division {
-            Division::Rows(block) => vec![rows.div_ceil(block)],
+            Division::Rows(ref blocks) => vec![blocks.len()],
             Division::Columns(block) => (0..rows.div_ceil(block))
                 .flat_map(|i| {
                     let rows = self.rows(block, i).len();
@@ -82,10 +85,7 @@ impl Chain {
 
     fn grid(&self, rows: usize, layer: usize) -> Grid {
         let weight = &self.layers[layer].weight;
-        let tile = match self.widens(weight) {
-            true => tile::best_rows(self.kernels.isa),
-            false => tile_rows(self.kernels.isa, weight.stride * weight.element.size()),
-        };
+        let tile = tile_rows(self.kernels.isa, self.row_bytes(weight));
         let threads = match self.division {
             Division::Rows(_) => 1,
             Division::Columns(_) => self.threads,
@@ -98,10 +98,22 @@ impl Chain {
         self.kernels.math == Math::Fma && weight.element != Element::F32
     }
 
+    /// Bytes from one row to the next, as tiles read them.
+    fn row_bytes(&self, weight: &Matrix) -> usize {
+        match self.widens(weight) {
+            true => 4 * padded_words(weight.k),
+            false => weight.stride * weight.element.size(),
+        }
+    }
+
     /// Words that a thread needs for some rows of a weight.
     fn own_words(&self) -> usize {
         let widened = self.layers.iter().map(|layer| &layer.weight).filter(|w| self.widens(w));
-        ROWS * widened.map(|weight| padded_words(weight.k)).max().unwrap_or(0)
+        let words = widened.map(|weight| {
+            let row = padded_words(weight.k);
+            tile_rows(self.kernels.isa, 4 * row) * row
+        });
+        words.max().unwrap_or(0)
     }
 
     /// What a thread needs for itself: some rows of a weight and, if blocks are its
@@ -127,8 +139,8 @@ impl Chain {
         // SAFETY: forwarded; each buffer has room for a block.
         unsafe {
             match self.division {
-                Division::Rows(block) => {
-                    let rows = self.rows(block, task);
+                Division::Rows(ref blocks) => {
+                    let rows = blocks[task].clone();
                     let buffers = own.add(self.own_words());
                     let block = Block { rows, buffers };
                     for task in 0..self.turns(block.rows.len()) {
@@ -245,11 +257,11 @@ impl Chain {
         // SAFETY: the caller's promise.
         unsafe {
             if !self.widens(weight) {
-                return (weight.row(rows.start), weight.stride * weight.element.size());
+                return (weight.row(rows.start), self.row_bytes(weight));
             }
-            let padded = padded_words(weight.k);
-            panels::widen(self.kernels.isa, weight, rows.clone(), own, padded);
-            (own.cast(), 4 * padded)
+            let bytes = self.row_bytes(weight);
+            panels::widen(self.kernels.isa, weight, rows.clone(), own, bytes / 4);
+            (own.cast(), bytes)
         }
     }
 }

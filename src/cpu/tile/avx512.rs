@@ -94,15 +94,10 @@ macro_rules! by_rows {
     }};
 }
 
-avx512!(fma, fma_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
-    _mm512_castsi512_ps(a),
-    b,
-    acc
-));
+avx512!(fma, fma_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(_mm512_castsi512_ps(a), b, acc));
 avx512!(dot, dot_tile, "avx512f,avx512bf16", |acc, a, b: __m512| {
     // Both are 512 bits of anything.
     let (a, b): (__m512bh, __m512bh) =
         (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
     _mm512_dpbf16_ps(acc, a, b)
 });
-

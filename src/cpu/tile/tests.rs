@@ -16,8 +16,8 @@ struct Case {
 }
 
 impl Case {
-    fn random(random: &mut Random) -> Self {
-        let (rows, lanes) = (1 + random.below(ROWS), 16 + 16 * random.below(2));
+    fn random(random: &mut Random, most: usize) -> Self {
+        let (rows, lanes) = (1 + random.below(most), 16 + 16 * random.below(2));
         let (depth, columns) = (random.below(600), random.below(2) == 0);
         let ld = if columns { rows } else { depth } + random.below(5);
         let (outer, step) = if columns { (depth, LANES) } else { (rows, LANES) };
@@ -46,6 +46,7 @@ impl Case {
             v_step: LANES,
             depth: self.depth,
             half: false,
+            soon: std::ptr::null(),
         };
         let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
         // SAFETY: the vectors have the sizes that the factors state.
@@ -57,10 +58,12 @@ impl Case {
 #[test]
 fn agrees_with_fp64_and_in_bits_with_the_scalar_tile() {
     let mut random = Random(11);
-    for _ in 0..400 {
-        let case = Case::random(&mut random);
+    for i in 0..400 {
+        // Small enough for AVX-512 every other time.
+        let most = if i % 2 == 0 { 14 } else { ROWS };
+        let case = Case::random(&mut random, most);
         let scalar = case.run(Isa::Scalar);
-        for isa in available() {
+        for isa in available().into_iter().filter(|isa| case.rows <= most_rows(*isa)) {
             let sums = case.run(isa);
             for r in 0..case.rows {
                 for lane in 0..case.lanes {
@@ -88,7 +91,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
     }
     let mut random = Random(12);
     for case in 0..400 {
-        let (rows, lanes) = (1 + random.below(ROWS), 16 + 16 * random.below(2));
+        let (rows, lanes) = (1 + random.below(14), 16 + 16 * random.below(2));
         let k = 1 + random.below(200);
         let columns = case % 2 == 0 && k.is_multiple_of(2);
         let pairs = k.div_ceil(2);
@@ -111,6 +114,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             v_step: LANES,
             depth: k / 2,
             half: k % 2 == 1,
+            soon: std::ptr::null(),
         };
         for isa in [Isa::Scalar, Isa::Avx512] {
             let mut sums = Sums::new();
@@ -136,7 +140,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
 #[test]
 fn nan_and_infinities_pass() {
     for isa in available() {
-        let mut case = Case::random(&mut Random(13));
+        let mut case = Case::random(&mut Random(13), 3);
         (case.rows, case.lanes, case.depth, case.columns, case.ld) = (3, 32, 5, false, 5);
         case.p = vec![1.0; 3 * 5 + ROWS];
         case.v = vec![1.0; 6 * LANES];

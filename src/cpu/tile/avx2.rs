@@ -10,18 +10,22 @@ const PART_ROWS: usize = 6;
 /// Lanes of a part.
 const PART_LANES: usize = 16;
 
-/// Steps in which all parts take their turn: what they read, 12 rows and 32 lanes,
-/// stays between the first-level cache and the second.
-const BLOCK: usize = 256;
+/// Steps in which all parts take their turn, so that what they read stays in the
+/// second-level cache (256 steps: 0.98 to 1 times as fast, 128: 0.95 to 1).
+const BLOCK: usize = 512;
 
 /// Steps that the lanes' factors are fetched ahead.
 const AHEAD: usize = 16;
+/// Bytes of what is read soon that are fetched with each step: the parts of a tile
+/// together fetch a third more than its rows have.
+const SOON: usize = 16;
 
 /// # Safety
 /// As for `tile::run`; the CPU has AVX2 and FMA.
 pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
-    // Parts of about as many rows: a few alone could not hide an FMA's latency.
+    // A prefetch of an address without memory costs a walk through the page tables.
     let mut soon = if factors.soon.is_null() { factors.v.cast() } else { factors.soon };
+    // Parts of about as many rows: a few alone could not hide an FMA's latency.
     let parts = rows.div_ceil(PART_ROWS);
     for step in (0..factors.depth.max(1)).step_by(BLOCK) {
         let depth = (factors.depth - step).min(BLOCK);
@@ -48,7 +52,7 @@ pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums)
                     };
                     run(&factors, sums, step > 0);
                 }
-                soon = soon.wrapping_add(16 * depth);
+                soon = soon.wrapping_add(SOON * depth);
             }
         }
     }
@@ -72,7 +76,7 @@ unsafe fn sum<const M: usize>(factors: &Factors, sums: *mut f32, goes_on: bool) 
         }
         for _ in 0..factors.depth {
             _mm_prefetch::<_MM_HINT_T0>(soon.cast());
-            soon = soon.wrapping_add(16);
+            soon = soon.wrapping_add(SOON);
             let b = [_mm256_loadu_ps(v), _mm256_loadu_ps(v.add(8))];
             _mm_prefetch::<_MM_HINT_T0>(v.wrapping_add(AHEAD * factors.v_step).cast());
             for (m, acc) in acc.iter_mut().enumerate() {

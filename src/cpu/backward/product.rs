@@ -120,28 +120,21 @@ impl Product {
                 copy(self.isa, from, self.right.stride, steps.len(), columns.len(), own);
                 (own.cast_const(), width)
             };
+            let left = |index| self.left_factor(index, steps.start);
+            let last = tiles.end - 1;
             for index in tiles {
-                let rows = tile_range(self.rows, self.tile_rows(), index);
-                let (p, row, step) = match self.left {
-                    Left::Rows { data, stride } => {
-                        (data.add(rows.start * stride + steps.start), 4 * stride, 4)
-                    }
-                    Left::Tiles(data) => {
-                        (data.add((index * depth + steps.start) * WIDTH), 4, 4 * WIDTH)
-                    }
-                };
+                let rows = self.rows_of(index);
+                let (p, row, step) = left(index);
                 let factors = Factors {
-                    p: p.cast(),
+                    p,
                     row,
                     step,
                     v,
                     v_step,
                     depth: steps.len(),
                     half: false,
-                    soon: std::ptr::null(),
+                    soon: if index < last { left(index + 1).0 } else { std::ptr::null() },
                 };
-                let lanes = columns.len().next_multiple_of(VECTOR);
-                tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
                 let place = rows.start * self.right.k + columns.start;
                 let store = Store {
                     result: self.result.add(place),
@@ -155,7 +148,34 @@ impl Product {
                     columns: columns.len(),
                     adds: steps.start > 0,
                 };
+                store.soon(self.isa);
+                let lanes = columns.len().next_multiple_of(VECTOR);
+                tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
                 store.run(self.isa, &sums);
+            }
+        }
+    }
+
+    fn rows_of(&self, tile: usize) -> Range<usize> {
+        tile_range(self.rows, self.tile_rows(), tile)
+    }
+
+    /// Where a tile of the left factor lies from some step on, and the bytes from row to
+    /// row and step to step.
+    ///
+    /// # Safety
+    /// Tile and step exist.
+    unsafe fn left_factor(&self, tile: usize, step: usize) -> (*const u8, usize, usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.left {
+                Left::Rows { data, stride } => {
+                    (data.add(self.rows_of(tile).start * stride + step).cast(), 4 * stride, 4)
+                }
+                Left::Tiles(data) => {
+                    let tile = data.add((tile * self.right.rows + step) * WIDTH);
+                    (tile.cast(), 4, 4 * WIDTH)
+                }
             }
         }
     }

@@ -154,11 +154,11 @@ def describe(args):
 
 
 def peak_rate(mode="fp32"):
-    """FLOP/s of the CPU's FMAs on all threads, in bf16 of its dot products if they are
-    faster, as the library measured it on one."""
+    """FLOP/s of the CPU's FMAs on all threads, in bf16 of its dot products or AMX if they
+    are faster, as the library measured it on one."""
     cpu = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]
-    rate = max(cpu["fma_gflops"], cpu["bf16_dot_gflops"] if mode == "bf16" else 0)
-    return rate * 1e9 * torch.get_num_threads()
+    names = ["fma_gflops", *(["bf16_dot_gflops", "amx_gflops"] if mode == "bf16" else [])]
+    return max(cpu[name] for name in names) * 1e9 * torch.get_num_threads()
 
 
 def main():

@@ -63,8 +63,15 @@ class Chain {
         // The dispatcher resolves lazy negation in tensors and lists of them,
         // not in lists of optional ones.
         chain.biases_.push_back(bias.resolve_neg().contiguous());
-        if (!readable(chain.biases_.back())) return std::nullopt;
-        layer.bias = address(chain.biases_.back());
+        const at::Tensor& dense = chain.biases_.back();
+        if (!readable(dense)) return std::nullopt;
+        layer.bias = address(dense);
+        // The kernels add it to a sum, which may have overflowed: infinity less
+        // infinity. LibTorch's sums begin with it.
+        if (bridge::cpu_has_infinity(*element, layer.bias,
+                                     static_cast<size_t>(dense.numel()))) {
+          return std::nullopt;
+        }
       }
       chain.layers_.push_back(layer);
     }

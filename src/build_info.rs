@@ -44,12 +44,15 @@ fn cpu_kernels() -> String {
     format!(
         concat!(
             "{{\"isa\": {}, \"bf16\": {}, \"fma_gflops\": {:.1}, \"bf16_dot_gflops\": {:.1}, ",
-            "\"scratch_bytes\": {}, \"scratch_limit\": {}}}"
+            "\"amx_gflops\": {:.1}, \"fp16\": {}, \"fp32\": {}, \"scratch_bytes\": {}, \"scratch_limit\": {}}}"
         ),
         quoted(isa::Isa::best().name()),
         quoted(choice.bf16.name()),
         choice.fma,
         choice.dot,
+        choice.amx,
+        quoted(if choice.amx_pays(2) { "amx" } else { "widen" }),
+        quoted(if choice.amx_pays(3) && isa::splits_fp32() { "amx" } else { "fma" }),
         scratch::kept(),
         scratch::MOST_KEPT,
     )

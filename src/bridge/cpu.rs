@@ -66,6 +66,12 @@ pub mod ffi {
         /// in the largest layer.
         fn cpu_takes(element: CpuElement, rows: usize, products: usize) -> bool;
 
+        /// Whether one of so many elements is infinite.
+        ///
+        /// # Safety
+        /// They can be read and are aligned.
+        unsafe fn cpu_has_infinity(element: CpuElement, data: usize, count: usize) -> bool;
+
         /// `layers` in turn, each on the output of the one before; `threads` at most.
         ///
         /// # Safety
@@ -133,6 +139,11 @@ fn cpu_takes(element: ffi::CpuElement, rows: usize, products: usize) -> bool {
     Kernels::best(element.into(), rows, products).is_some()
 }
 
+unsafe fn cpu_has_infinity(element: ffi::CpuElement, data: usize, count: usize) -> bool {
+    // SAFETY: cpp/cpu_kernels.cpp asked `readable`, and holds the tensor.
+    unsafe { Element::from(element).any_infinite(data as *const u8, count) }
+}
+
 unsafe fn cpu_forward(
     element: ffi::CpuElement,
     input: &ffi::CpuMatrix,
@@ -166,23 +177,28 @@ fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -
 
 unsafe fn cpu_backward(
     grad_output: &ffi::CpuMatrix,
-    layers: &[ffi::CpuLayerBackward],
+    layer_list: &[ffi::CpuLayerBackward],
     grad_input: usize,
     threads: usize,
 ) -> Result<Box<CpuWork>, Error> {
     guarded("fused_mlp_backward", || {
         let of = |matrix: &ffi::CpuMatrix| matrix.of(Element::F32);
-        let layers = layers.iter().map(|layer| backward::Layer {
+        let layers = layer_list.iter().map(|layer| backward::Layer {
             weight: of(&layer.weight),
             input: of(&layer.input),
             output: layer.output as *const f32,
             grad_weight: layer.grad_weight as *mut f32,
             grad_bias: layer.grad_bias as *mut f32,
         });
-        let (grad_input, isa) = (grad_input as *mut f32, Isa::best());
+        let grad_input = grad_input as *mut f32;
+        let of_layer = |layer: &ffi::CpuLayerBackward| layer.weight.rows * layer.weight.k;
+        let largest = layer_list.iter().map(of_layer).max().unwrap_or(0);
+        let kernels = Kernels::best(Element::F32, grad_output.rows, grad_output.rows * largest)
+            .expect("asked for by cpu_takes_backward");
         // SAFETY: as in `cpu_forward`, of cpp/cpu_backward.cpp.
-        let backward =
-            unsafe { Backward::new(isa, of(grad_output), layers.collect(), grad_input, threads) };
+        let backward = unsafe {
+            Backward::new(kernels, of(grad_output), layers.collect(), grad_input, threads)
+        };
         Ok(Box::new(CpuWork::Backward(backward)))
     })
 }

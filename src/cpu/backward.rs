@@ -8,17 +8,20 @@
 mod columns;
 mod memory;
 mod product;
+mod split;
 
 use std::ops::Range;
 
-use super::forward::part;
+use super::amx::Tiles;
+use super::forward::{part, Kernels};
 use super::isa::Isa;
 use super::panels::Matrix;
 use super::schedule::Schedule;
 use super::scratch::Scratch;
-use super::tile::few_rows;
+use super::tile::{few_rows, Math};
 use columns::{Columns, WIDTH};
 use product::{Left, Product, OWN_WORDS};
+use split::Split;
 
 /// `output = input · weightᵀ + bias`, then ReLU if `output` is there.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,8 @@ pub struct Backward {
 
 struct Chain {
     isa: Isa,
+    /// Whether the products are AMX's, of three bfloat16 an element.
+    amx: bool,
     /// Of the last layer's result.
     grad_output: Matrix,
     /// First layer first.
@@ -102,10 +107,10 @@ impl Backward {
     /// # Safety
     /// Every address is valid for its shape and aligned, and stays so while this
     /// lives; gradients overlap nothing else; no size is 0; all elements are fp32; the
-    /// K of each layer is the N of the one before; the CPU has `isa`.
+    /// K of each layer is the N of the one before; the CPU has `kernels`.
     #[must_use]
     pub unsafe fn new(
-        isa: Isa,
+        Kernels { isa, math }: Kernels,
         grad_output: Matrix,
         layers: Vec<Layer>,
         grad_input: *mut f32,
@@ -116,9 +121,18 @@ impl Backward {
         let threads = worth(threads, 2 * products * rows);
         let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
         let masked = (rows * widest).next_multiple_of(WIDTH);
-        let scratch =
-            Scratch::new(4 * (2 * masked + widest.div_ceil(few_rows(isa)) * rows * WIDTH));
-        let chain = Chain { isa, grad_output, layers, grad_input, threads, scratch, masked };
+        let amx = matches!(math, Math::Amx(_));
+        let copies = if amx {
+            let of = |layer: &Layer| {
+                let n = layer.weight.rows;
+                split::bytes(n, rows) + split::bytes(rows, n)
+            };
+            layers.iter().map(of).max().unwrap_or(0)
+        } else {
+            4 * widest.div_ceil(few_rows(isa)) * rows * WIDTH
+        };
+        let scratch = Scratch::new(4 * 2 * masked + copies);
+        let chain = Chain { isa, amx, grad_output, layers, grad_input, threads, scratch, masked };
         let schedule = Schedule::new(chain.tasks());
         Self { chain, schedule }
     }
@@ -133,6 +147,8 @@ impl Backward {
     /// called has returned, all gradients are complete.
     pub fn work(&self) -> bool {
         let own = Scratch::new(4 * OWN_WORDS);
+        // SAFETY: the CPU has the chain's kernels.
+        let _tiles = self.chain.amx.then(|| unsafe { Tiles::configured() });
         self.schedule.work(|stage, task| {
             // SAFETY: promised to `new`; a task runs once, behind the stage before;
             // `own` is this thread's.
@@ -150,6 +166,7 @@ impl Chain {
         // SAFETY: forwarded.
         unsafe {
             match stage % 2 {
+                0 if self.amx => self.split(index).run(task),
                 0 => self.columns(index).run(task),
                 _ => self.products(index, task, own),
             }
@@ -162,7 +179,9 @@ impl Chain {
         let stages = |index| {
             let products = self.weight_product(index).into_iter().chain(self.input_product(index));
             let products = products.map(|product| product.tasks(self.threads)).sum();
-            [self.columns(index).tasks(), products]
+            let first =
+                if self.amx { self.split(index).tasks() } else { self.columns(index).tasks() };
+            [first, products]
         };
         (0..self.layers.len()).rev().flat_map(stages).collect()
     }
@@ -206,11 +225,36 @@ impl Chain {
         }
     }
 
+    fn split(&self, index: usize) -> Split {
+        let layer = &self.layers[index];
+        let Columns { grad, output, sums, .. } = self.columns(index);
+        let null = std::ptr::null_mut();
+        let (by_columns, by_rows) = self.blocks(layer);
+        Split {
+            grad,
+            output,
+            by_columns: if layer.grad_weight.is_null() { null } else { by_columns },
+            by_rows: if self.goes_on(index) { by_rows } else { null },
+            sums,
+        }
+    }
+
+    /// Memory for AMX's left factors of a layer, by columns and by rows.
+    fn blocks(&self, layer: &Layer) -> (*mut u8, *mut u8) {
+        let by_columns = self.column_tiles().cast::<u8>();
+        let bytes = split::bytes(layer.weight.rows, self.grad_output.rows);
+        (by_columns, by_columns.wrapping_add(bytes))
+    }
+
     fn weight_product(&self, index: usize) -> Option<Product> {
         let layer = &self.layers[index];
         (!layer.grad_weight.is_null()).then(|| Product {
             isa: self.isa,
-            left: Left::Tiles(self.column_tiles()),
+            left: if self.amx {
+                Left::Blocks(self.blocks(layer).0)
+            } else {
+                Left::Tiles(self.column_tiles())
+            },
             rows: layer.weight.rows,
             right: layer.input,
             result: layer.grad_weight,
@@ -227,7 +271,9 @@ impl Chain {
         let masked = self.columns(index).masked;
         Some(Product {
             isa: self.isa,
-            left: if masked.is_null() {
+            left: if self.amx {
+                Left::Blocks(self.blocks(layer).1)
+            } else if masked.is_null() {
                 Left::Rows { data: grad.data.cast(), stride: grad.stride }
             } else {
                 Left::Rows { data: masked, stride: grad.k }

@@ -41,6 +41,34 @@ impl Element {
         }
     }
 
+    /// Whether one of `count` elements is infinite; null are LibTorch's zeros without
+    /// memory.
+    ///
+    /// # Safety
+    /// They can be read and are aligned for the type, or `data` is null.
+    #[allow(unsafe_code)]
+    #[must_use]
+    pub unsafe fn any_infinite(self, data: *const u8, count: usize) -> bool {
+        if data.is_null() {
+            return false;
+        }
+        // No early end, so that compilers make vectors of it.
+        let any16 = |infinity: u16| {
+            // SAFETY: the caller's promise.
+            let bits = unsafe { std::slice::from_raw_parts(data.cast::<u16>(), count) };
+            bits.iter().fold(false, |any, bits| any | (bits & 0x7fff == infinity))
+        };
+        match self {
+            Self::F32 => {
+                // SAFETY: as above.
+                let bits = unsafe { std::slice::from_raw_parts(data.cast::<u32>(), count) };
+                bits.iter().fold(false, |any, bits| any | (bits & 0x7fff_ffff == 0x7f80_0000))
+            }
+            Self::F16 => any16(0x7c00),
+            Self::Bf16 => any16(0x7f80),
+        }
+    }
+
     /// Reads one element.
     ///
     /// # Safety
@@ -165,6 +193,31 @@ mod tests {
         assert_eq!(f16_rounded(65520.0), 0x7c00);
         assert_eq!(f16_rounded(-1e30), 0xfc00);
         assert_eq!(f16_rounded(1e-30), 0);
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn finds_infinities() {
+        let bytes = |element: Element, value: f32| match element {
+            Element::F32 => value.to_ne_bytes().to_vec(),
+            _ => element.rounded(value).to_ne_bytes().to_vec(),
+        };
+        for element in [Element::F32, Element::F16, Element::Bf16] {
+            for (value, infinite) in [
+                (f32::INFINITY, true),
+                (f32::NEG_INFINITY, true),
+                (f32::NAN, false),
+                (60_000.0, false),
+                (-0.0, false),
+            ] {
+                let mut data = bytes(element, 1.0).repeat(40);
+                let size = element.size();
+                data[37 * size..38 * size].copy_from_slice(&bytes(element, value));
+                // SAFETY: in bounds; a Vec<u8> of this allocator is aligned.
+                let any = unsafe { element.any_infinite(data.as_ptr(), 40) };
+                assert_eq!(any, infinite, "{element:?} {value}");
+            }
+        }
     }
 
     #[test]

@@ -109,6 +109,7 @@ unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums) {
             let value = match finish.math {
                 Math::Fma => lower[lane],
                 Math::Dot => pair(lower[lane], upper[lane]),
+                Math::Amx(_) => unreachable!("AVX-512 alone"),
             };
             // SAFETY: the panel has this step and lane.
             unsafe {

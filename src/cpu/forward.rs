@@ -3,6 +3,7 @@
 //! (`few_rows`); beyond, tiles over turned inputs (`panels`), in blocks of rows
 //! whose activations stay in the caches from one layer to the next.
 
+mod amx;
 mod blocks;
 mod few;
 mod tiles;
@@ -12,6 +13,7 @@ pub use blocks::FEW_ROWS;
 
 use std::ops::Range;
 
+use super::amx::{planes, Tiles};
 use super::element::Element;
 use super::isa::{self, Bf16, Isa};
 use super::panels::Matrix;
@@ -47,24 +49,30 @@ impl Kernels {
     /// Those for an element type, a number of rows and the products of the largest
     /// layer; none where LibTorch's own products are the faster.
     ///
-    /// `vdpbf16ps` takes subnormal numbers for zero, so that infinity times one of
-    /// them is NaN. oneDNN has it so too, but LibTorch computes small products
-    /// without oneDNN, and exactly; so do we.
+    /// `vdpbf16ps` and AMX take subnormal numbers for zero, so that in bfloat16 infinity
+    /// times one of them is NaN. oneDNN has it so too, but LibTorch computes small
+    /// products without oneDNN, and exactly; so do we.
     #[must_use]
     pub fn best(element: Element, rows: usize, products: usize) -> Option<Self> {
         let isa = Isa::best();
         if isa == Isa::Scalar {
             return None;
         }
-        let math = match element {
-            Element::Bf16 if rows > FEW_ROWS && products > SMALL => match isa::bf16().bf16 {
-                Bf16::Amx => return None,
-                Bf16::Dot => Math::Dot,
-                Bf16::Widen => Math::Fma,
-            },
-            _ => Math::Fma,
-        };
+        let math =
+            if rows > FEW_ROWS && products > SMALL { Self::large(element) } else { Math::Fma };
         Some(Self { isa, math })
+    }
+
+    fn large(element: Element) -> Math {
+        let planes = planes::count(element);
+        let choice = isa::bf16();
+        match (element, choice.bf16) {
+            (Element::Bf16, Bf16::Amx) => Math::Amx(planes),
+            (Element::Bf16, Bf16::Dot) => Math::Dot,
+            (Element::F16, _) if choice.amx_pays(planes) => Math::Amx(planes),
+            (Element::F32, _) if choice.amx_pays(planes) && isa::splits_fp32() => Math::Amx(planes),
+            _ => Math::Fma,
+        }
     }
 }
 
@@ -126,6 +134,8 @@ impl Forward {
             }),
             Route::Tiles(chain) => {
                 let own = chain.own_scratch();
+                // SAFETY: the CPU has the chain's kernels.
+                let _tiles = chain.on_amx().then(|| unsafe { Tiles::configured() });
                 self.schedule.work(|stage, task| {
                     // SAFETY: as above; `own` is this thread's.
                     unsafe { chain.run(stage, task, &own) }

@@ -3,6 +3,8 @@
 
 use std::sync::OnceLock;
 
+use super::amx;
+
 /// Instruction sets, best last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -68,7 +70,7 @@ pub enum Bf16 {
     Widen,
     /// `vdpbf16ps`, two products an element and instruction.
     Dot,
-    /// Neither: oneDNN has AMX here, which is several times as fast.
+    /// The tiles of AMX (`amx`).
     Amx,
 }
 
@@ -93,30 +95,54 @@ pub struct Choice {
     pub fma: f64,
     /// The same of `vdpbf16ps`; 0 where there is none.
     pub dot: f64,
+    /// The same of AMX's `tdpbf16ps`; 0 where it may not be used.
+    pub amx: f64,
 }
 
-/// The faster of widening and `vdpbf16ps`. CPUID alone does not tell: the
+impl Choice {
+    /// Whether AMX multiplies elements of so many planes faster than FMA.
+    #[must_use]
+    pub fn amx_pays(&self, planes: usize) -> bool {
+        self.amx > MARGIN * self.fma * amx::products(planes) as f64
+    }
+}
+
+/// By how much a rate must be higher to be believed.
+const MARGIN: f64 = 1.25;
+
+/// The fastest of widening, `vdpbf16ps` and AMX. CPUID alone does not tell: the
 /// instruction is microcode, at half the rate of FMA, on some CPUs that have it,
-/// and twice as fast as FMA on others. So both are run once a process, some 20 us
-/// each. `HYPATIA_CPU_BF16` (widen, dot) decides instead, where the CPU can.
+/// and twice as fast as FMA on others. So all are run once a process, some 20 us
+/// each. `HYPATIA_CPU_BF16` (widen, dot, amx) decides instead, where the CPU can.
 pub fn bf16() -> Choice {
     static CHOICE: OnceLock<Choice> = OnceLock::new();
     *CHOICE.get_or_init(|| {
         let (fma, dot) = measured();
+        let amx = if amx::available() { measured_amx() } else { 0.0 };
         let wish = std::env::var("HYPATIA_CPU_BF16");
         let bf16 = match wish.as_deref() {
             Ok("widen") => Bf16::Widen,
             Ok("dot") if dot > 0.0 => Bf16::Dot,
-            _ if has_amx() => Bf16::Amx,
-            _ => faster(fma, dot),
+            Ok("amx") if amx > 0.0 => Bf16::Amx,
+            _ => fastest(fma, dot, amx),
         };
-        Choice { bf16, fma, dot }
+        Choice { bf16, fma, dot, amx }
     })
 }
 
+/// Whether strict fp32 may be computed as products of bfloat16: not with
+/// `HYPATIA_FP32=ieee`.
+#[must_use]
+pub fn splits_fp32() -> bool {
+    static SPLITS: OnceLock<bool> = OnceLock::new();
+    *SPLITS.get_or_init(|| std::env::var("HYPATIA_FP32").as_deref() != Ok("ieee"))
+}
+
 /// Seen: 0.5 times FMA's rate where it is microcode, twice where it is not.
-fn faster(fma: f64, dot: f64) -> Bf16 {
-    if dot > 1.25 * fma {
+fn fastest(fma: f64, dot: f64, amx: f64) -> Bf16 {
+    if amx > MARGIN * fma.max(dot) {
+        Bf16::Amx
+    } else if dot > MARGIN * fma {
         Bf16::Dot
     } else {
         Bf16::Widen
@@ -144,11 +170,26 @@ fn measured() -> (f64, f64) {
     (0.0, 0.0)
 }
 
-/// Whether oneDNN may use AMX for bfloat16: leaf 7, EDX bit 22, and the tile
-/// state enabled by the operating system (XCR0 bits 17 and 18).
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-fn has_amx() -> bool {
+fn measured_amx() -> f64 {
+    // SAFETY: the caller asked whether AMX may be used.
+    unsafe {
+        let _tiles = amx::Tiles::configured();
+        x86::rate(x86::amx)
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn measured_amx() -> f64 {
+    0.0
+}
+
+/// Whether the CPU has AMX for bfloat16: leaf 7, EDX bit 22, and the tile state
+/// enabled by the operating system (XCR0 bits 17 and 18).
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(super) fn has_amx() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
     #[target_feature(enable = "xsave")]
@@ -166,78 +207,13 @@ fn has_amx() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn has_amx() -> bool {
+pub(super) fn has_amx() -> bool {
     false
 }
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::time::Instant;
-
-    const STEPS: usize = 2_000;
-    const CHAINS: usize = 12;
-
-    /// GFLOP/s: the best of some runs, because whoever else is on the core only
-    /// makes it slower.
-    ///
-    /// # Safety
-    /// The CPU has what `run` needs.
-    pub unsafe fn rate(run: unsafe fn() -> f64) -> f64 {
-        let once = || {
-            let start = Instant::now();
-            // SAFETY: the caller's promise.
-            let operations = unsafe { run() };
-            operations / start.elapsed().as_secs_f64() * 1e-9
-        };
-        (0..7).map(|_| once()).fold(0.0, f64::max)
-    }
-
-    /// Operations done: independent chains, enough for latency times throughput.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn fma() -> f64 {
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        let (a, b) = (_mm512_set1_ps(std::hint::black_box(0.5)), _mm512_set1_ps(0.5));
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(a, b, *sum);
-            }
-        }
-        std::hint::black_box(sums);
-        (STEPS * CHAINS * 32) as f64
-    }
-
-    /// The same in AVX2.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn fma_avx2() -> f64 {
-        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
-        let (a, b) = (_mm256_set1_ps(std::hint::black_box(0.5)), _mm256_set1_ps(0.5));
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(a, b, *sum);
-            }
-        }
-        std::hint::black_box(sums);
-        (STEPS * CHAINS * 16) as f64
-    }
-
-    /// The same of `vdpbf16ps`.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn dot() -> f64 {
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        let pairs = _mm512_set1_epi32(std::hint::black_box(0x3f00_3f00));
-        // SAFETY: both are 512 bits of anything.
-        let pairs: __m512bh = unsafe { std::mem::transmute(pairs) };
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
-            }
-        }
-        std::hint::black_box(sums);
-        (STEPS * CHAINS * 64) as f64
-    }
-}
+mod x86;
 
 #[cfg(test)]
 mod tests {
@@ -245,9 +221,20 @@ mod tests {
 
     #[test]
     fn chooses_by_rate_and_not_by_name() {
-        assert_eq!(faster(185.0, 93.0), Bf16::Widen, "microcoded");
-        assert_eq!(faster(118.0, 236.0), Bf16::Dot);
-        assert_eq!(faster(118.0, 0.0), Bf16::Widen, "absent");
+        assert_eq!(fastest(185.0, 93.0, 0.0), Bf16::Widen, "microcoded");
+        assert_eq!(fastest(118.0, 236.0, 0.0), Bf16::Dot);
+        assert_eq!(fastest(118.0, 0.0, 0.0), Bf16::Widen, "absent");
+        assert_eq!(fastest(185.0, 93.0, 2300.0), Bf16::Amx);
+        assert_eq!(fastest(185.0, 370.0, 400.0), Bf16::Dot, "emulated, say");
+    }
+
+    #[test]
+    fn amx_pays_where_all_its_products_do() {
+        let choice = Choice { bf16: Bf16::Amx, fma: 180.0, dot: 90.0, amx: 2300.0 };
+        assert!((1..=3).all(|planes| choice.amx_pays(planes)));
+        let slower = Choice { amx: 1300.0, ..choice };
+        assert!(slower.amx_pays(2) && !slower.amx_pays(3));
+        assert!(!Choice { amx: 0.0, ..choice }.amx_pays(1));
     }
 
     #[test]

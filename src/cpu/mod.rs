@@ -7,6 +7,8 @@ pub mod isa;
 pub mod schedule;
 
 // Addresses of whoever calls: every function says what it relies on.
+#[allow(unsafe_code)]
+pub mod amx;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx2;

@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::amx;
 use super::element::Element;
 use super::isa::Isa;
 use super::tile::{Math, LANES};
@@ -48,6 +49,7 @@ pub fn steps(math: Math, k: usize) -> usize {
     match math {
         Math::Fma => k,
         Math::Dot => k.div_ceil(2),
+        Math::Amx(planes) => amx::depths(k) * planes * amx::STEPS,
     }
 }
 
@@ -74,7 +76,7 @@ pub fn width(rows: usize, panel: usize) -> usize {
 /// # Safety
 /// `source` and `panels` are valid for their shapes, the latter aligned to 64 bytes;
 /// nothing else accesses what is written; the CPU has `isa`. For `Math::Dot` the
-/// elements are bfloat16.
+/// elements are bfloat16; for `Math::Amx` the range is whole depths.
 pub unsafe fn pack(
     isa: Isa,
     math: Math,
@@ -85,6 +87,16 @@ pub unsafe fn pack(
 ) {
     let all = steps(math, source.k);
     debug_assert!(range.end <= all && panel < count(source.rows));
+    #[cfg(target_arch = "x86_64")]
+    if let Math::Amx(planes) = math {
+        let depths = range.start / (planes * amx::STEPS)..range.end / (planes * amx::STEPS);
+        // SAFETY: forwarded.
+        unsafe {
+            let out = panels.add(panel * LANES * all);
+            amx::right::turned(planes, source, panel, depths, out);
+        }
+        return;
+    }
     let width = width(source.rows, panel);
     for group in 0..width / VECTOR {
         let first = panel * LANES + group * VECTOR;
@@ -132,6 +144,7 @@ unsafe fn portable(
                 let value = match math {
                     Math::Fma => read(step),
                     Math::Dot => pair(read(2 * step), read(2 * step + 1)),
+                    Math::Amx(_) => unreachable!("packed above"),
                 };
                 *out.add(step * width + lane) = value;
             }

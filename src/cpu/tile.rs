@@ -60,6 +60,8 @@ pub enum Math {
     Fma,
     /// Pairs of bfloat16, `vdpbf16ps`.
     Dot,
+    /// So many bfloat16 an element in the tiles of AMX: not computed here but in `amx`.
+    Amx(usize),
 }
 
 /// A tile's sums; what lies beyond its rows and lanes is unspecified.
@@ -131,6 +133,7 @@ unsafe fn scalar(math: Math, rows: usize, lanes: usize, factors: &Factors, sums:
                 };
                 *sum = match math {
                     Math::Fma => f32::from_bits(p).mul_add(f32::from_bits(v), *sum),
+                    Math::Amx(_) => unreachable!("has its own tiles"),
                     Math::Dot => lower(p).mul_add(lower(v), upper(p).mul_add(upper(v), *sum)),
                 };
             }

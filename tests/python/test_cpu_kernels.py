@@ -249,7 +249,13 @@ def test_threads_of_the_program_each_with_a_team():
 @pytest.mark.skipif(not HAS_KERNELS, reason="needs AVX2")
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("HYPATIA_CPU_ISA", "scalar"), ("HYPATIA_CPU_ISA", "avx2"), ("HYPATIA_CPU_BF16", "widen")],
+    [
+        ("HYPATIA_CPU_ISA", "scalar"),
+        ("HYPATIA_CPU_ISA", "avx2"),
+        ("HYPATIA_CPU_ISA", "avx512"),
+        ("HYPATIA_CPU_BF16", "widen"),
+        ("HYPATIA_FP32", "ieee"),
+    ],
 )
 def test_other_instruction_sets(variable, value, monkeypatch):
     """The same suite's oracle in a process that may not use what is best."""
@@ -259,7 +265,8 @@ def test_other_instruction_sets(variable, value, monkeypatch):
 import json, torch, oracle, support
 info = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]
 import sys
-assert sys.argv[1] in (info["isa"], info["bf16"]), info
+names = info["isa"], info["bf16"], "ieee" if info["fp32"] == "fma" else ""
+assert sys.argv[1] in names or sys.argv[1] > info["isa"] == "avx2", info
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for rows in (1, 8, 33, 100):
         for relu_last in (False, True):

@@ -14,7 +14,7 @@ pub const WIDTH: usize = 16;
 
 /// Rows summed up from zero before they join the sum: the error grows with the
 /// blocks and with their length, not with all rows.
-const BLOCK: usize = 128;
+pub const BLOCK: usize = 128;
 
 /// What is read, and what is wanted.
 #[derive(Debug, Clone, Copy)]

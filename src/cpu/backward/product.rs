@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::super::amx;
 use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
@@ -16,8 +17,11 @@ use super::tile_range;
 /// second-level cache.
 const BLOCK: usize = 2048;
 
-/// Words of a thread's copy.
-pub const OWN_WORDS: usize = BLOCK * LANES;
+/// bfloat16 that make up an fp32.
+const PLANES: usize = 3;
+
+/// Words of a thread's copy, of AMX the largest.
+pub const OWN_WORDS: usize = BLOCK * LANES * PLANES / 2;
 
 /// Tasks of a product for each thread, and tiles of a task at least: each task copies.
 /// A stage has two products.
@@ -36,6 +40,8 @@ pub enum Left {
     Rows { data: *const f32, stride: usize },
     /// `Columns::tiles`: the rows of this factor are columns there.
     Tiles(*const f32),
+    /// Blocks of AMX, all depths of each group of rows.
+    Blocks(*const u8),
 }
 
 /// One product.
@@ -61,6 +67,7 @@ impl Product {
         match self.left {
             Left::Rows { stride, .. } => few_tile_rows(self.isa, 4 * stride),
             Left::Tiles(_) => few_rows(self.isa),
+            Left::Blocks(_) => amx::ROWS,
         }
     }
 
@@ -94,7 +101,75 @@ impl Product {
         for first in (0..depth).step_by(BLOCK) {
             let steps = first..(first + BLOCK).min(depth);
             // SAFETY: forwarded; steps and tiles exist.
-            unsafe { self.block(steps, &columns, tiles.clone(), own) };
+            unsafe {
+                match self.left {
+                    #[cfg(target_arch = "x86_64")]
+                    Left::Blocks(left) => {
+                        self.block_on_amx(left, steps, &columns, tiles.clone(), own);
+                    }
+                    _ => self.block(steps, &columns, tiles.clone(), own),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`; the thread has `Tiles`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn block_on_amx(
+        &self,
+        left: *const u8,
+        steps: Range<usize>,
+        columns: &Range<usize>,
+        tiles: Range<usize>,
+        own: *mut f32,
+    ) {
+        use super::super::amx::again::{self, Blocks, Panel};
+        let all = amx::depths(self.right.rows);
+        let group = amx::group_bytes(PLANES, all);
+        let width = columns.len().next_multiple_of(VECTOR);
+        let left = left.wrapping_add(steps.start / amx::DEPTH * PLANES * amx::TILE);
+        let mut sums = Sums::new();
+        // SAFETY: the caller's promise; blocks of steps begin with a whole depth.
+        unsafe {
+            amx::right::from_rows(&self.right, steps.clone(), columns.clone(), own);
+            for index in tiles {
+                let rows = self.rows_of(index);
+                let data = left.add(rows.start / amx::GROUP * group);
+                let depths = amx::depths(steps.len());
+                let factors = amx::product::Factors {
+                    planes: PLANES,
+                    left: data,
+                    group,
+                    right: own,
+                    width,
+                    depths,
+                    kept: depths,
+                };
+                amx::product::run(&factors, rows.len(), None, sums.0[0].as_mut_ptr(), false);
+                let blocks = Blocks { data, group, rows: rows.len(), k: steps.len() };
+                let panel = Panel { planes: PLANES, data: own, width };
+                again::finite(&again::Left::Blocks(blocks), &panel, &mut sums);
+                self.store(&rows, columns, &steps).run(self.isa, &sums);
+            }
+        }
+    }
+
+    /// Where the sums of some steps go.
+    fn store(&self, rows: &Range<usize>, columns: &Range<usize>, steps: &Range<usize>) -> Store {
+        let place = rows.start * self.right.k + columns.start;
+        let last = steps.end == self.right.rows;
+        Store {
+            result: self.result.wrapping_add(place),
+            output: if last && !self.output.is_null() {
+                self.output.wrapping_add(place)
+            } else {
+                std::ptr::null()
+            },
+            stride: self.right.k,
+            rows: rows.len(),
+            columns: columns.len(),
+            adds: steps.start > 0,
         }
     }
 
@@ -107,7 +182,6 @@ impl Product {
         tiles: Range<usize>,
         own: *mut f32,
     ) {
-        let depth = self.right.rows;
         let mut sums = Sums::new();
         // SAFETY: the caller's promise; a whole panel's columns can be read where they
         // lie, fewer are copied with zeros behind them.
@@ -135,19 +209,7 @@ impl Product {
                     half: false,
                     soon: if index < last { left(index + 1).0 } else { std::ptr::null() },
                 };
-                let place = rows.start * self.right.k + columns.start;
-                let store = Store {
-                    result: self.result.add(place),
-                    output: if steps.end == depth && !self.output.is_null() {
-                        self.output.add(place)
-                    } else {
-                        std::ptr::null()
-                    },
-                    stride: self.right.k,
-                    rows: rows.len(),
-                    columns: columns.len(),
-                    adds: steps.start > 0,
-                };
+                let store = self.store(&rows, columns, &steps);
                 store.soon(self.isa);
                 let lanes = columns.len().next_multiple_of(VECTOR);
                 tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
@@ -157,7 +219,11 @@ impl Product {
     }
 
     fn rows_of(&self, tile: usize) -> Range<usize> {
-        tile_range(self.rows, self.tile_rows(), tile)
+        match self.left {
+            // Whole tiles.
+            Left::Blocks(_) => part(self.rows, self.tile_rows(), self.tiles(), tile),
+            _ => tile_range(self.rows, self.tile_rows(), tile),
+        }
     }
 
     /// Where a tile of the left factor lies from some step on, and the bytes from row to
@@ -172,6 +238,7 @@ impl Product {
                 Left::Rows { data, stride } => {
                     (data.add(self.rows_of(tile).start * stride + step).cast(), 4 * stride, 4)
                 }
+                Left::Blocks(_) => unreachable!("AMX has products of its own"),
                 Left::Tiles(data) => {
                     let tile = data.add((tile * self.right.rows + step) * WIDTH);
                     (tile.cast(), 4, 4 * WIDTH)

@@ -1,8 +1,16 @@
 //! Gradients against fp64, every instruction set that this CPU has, any threads.
 
+use super::super::amx;
 use super::super::element::Element;
 use super::super::testing::{available, Random};
 use super::*;
+
+/// Everything that this CPU can run.
+fn kernels() -> Vec<Kernels> {
+    let fma = available().into_iter().map(|isa| Kernels { isa, math: Math::Fma });
+    let amx = Kernels { isa: Isa::Avx512, math: Math::Amx(3) };
+    fma.chain(amx::available().then_some(amx)).collect()
+}
 
 /// A chain, its operands and what is wanted.
 struct Case {
@@ -41,7 +49,7 @@ impl Case {
     }
 
     /// Input, weights, biases; those that nobody wants are empty.
-    fn run(&self, isa: Isa, threads: usize) -> Vec<Vec<f32>> {
+    fn run(&self, kernels: Kernels, threads: usize) -> Vec<Vec<f32>> {
         let (count, rows) = (self.layers(), self.rows);
         let sizes = std::iter::once(rows * self.widths[0])
             .chain((0..count).map(|i| self.widths[i] * self.widths[i + 1]))
@@ -78,7 +86,7 @@ impl Case {
         let layers: Vec<_> = layers.collect();
         let grad = matrix(&self.grad, rows, self.widths[count], self.pad);
         // SAFETY: sizes as stated; the vectors outlive the work.
-        let backward = unsafe { Backward::new(isa, grad, layers, address(0), threads) };
+        let backward = unsafe { Backward::new(kernels, grad, layers, address(0), threads) };
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| assert!(backward.work()));
@@ -152,8 +160,8 @@ fn gradients_agree_with_fp64() {
         let rows = 1 + random.below(90);
         let widths: Vec<usize> = (0..2 + random.below(3)).map(|_| 1 + random.below(80)).collect();
         let case = Case::new(&mut random, rows, &widths);
-        for isa in available() {
-            case.check(&case.run(isa, 1), &format!("{isa:?} {rows} rows {widths:?}"));
+        for kernels in kernels() {
+            case.check(&case.run(kernels, 1), &format!("{kernels:?} {rows} rows {widths:?}"));
         }
     }
 }
@@ -164,8 +172,8 @@ fn long_sums_go_in_blocks() {
     for (rows, widths) in [(5000, vec![40, 3]), (20, vec![35, 4500, 9])] {
         let mut case = Case::new(&mut random, rows, &widths);
         case.wanted.fill(true);
-        for isa in available().into_iter().filter(|isa| *isa != Isa::Scalar) {
-            case.check(&case.run(isa, 2), &format!("{isa:?} {rows} rows {widths:?}"));
+        for kernels in kernels().into_iter().filter(|kernels| kernels.isa != Isa::Scalar) {
+            case.check(&case.run(kernels, 2), &format!("{kernels:?} {rows} rows {widths:?}"));
         }
     }
 }
@@ -176,13 +184,13 @@ fn threads_change_no_bit() {
     for _ in 0..10 {
         let rows = 1 + random.below(200);
         let case = Case::new(&mut random, rows, &[130, 175, 64, 10]);
-        for isa in available() {
-            let want = case.run(isa, 1);
+        for kernels in kernels() {
+            let want = case.run(kernels, 1);
             for threads in [2, 3, 7] {
                 let bits = |grads: &[Vec<f32>]| -> Vec<Vec<u32>> {
                     grads.iter().map(|g| g.iter().map(|v| v.to_bits()).collect()).collect()
                 };
-                assert_eq!(bits(&case.run(isa, threads)), bits(&want), "{isa:?} {threads}");
+                assert_eq!(bits(&case.run(kernels, threads)), bits(&want), "{kernels:?} {threads}");
             }
         }
     }
@@ -196,17 +204,40 @@ fn a_mask_keeps_what_is_behind_nan_and_drops_what_is_behind_zero() {
     case.relu_last = true;
     case.values[1].fill(1.0);
     case.values[2].fill(1.0);
-    for isa in available() {
-        let want = case.run(isa, 1);
+    for kernels in kernels() {
+        let want = case.run(kernels, 1);
         let mut other = Case { values: case.values.clone(), ..clone(&case) };
         other.values[2][7 * 15 + 3] = f32::NAN;
         other.values[1][7 * 20 + 5] = f32::NAN;
-        assert_eq!(other.run(isa, 1)[4], want[4], "{isa:?}: biases do not read values");
-        assert_eq!(other.run(isa, 1)[0], want[0], "{isa:?}: nor does the input's gradient");
+        assert_eq!(other.run(kernels, 1)[4], want[4], "{kernels:?}: biases do not read values");
+        assert_eq!(other.run(kernels, 1)[0], want[0], "{kernels:?}: nor does the input's gradient");
         other.values[2][7 * 15 + 3] = 0.0;
-        let got = other.run(isa, 1);
-        assert!(got[0][7 * 40..8 * 40] != want[0][7 * 40..8 * 40], "{isa:?}");
-        assert_eq!(got[0][..7 * 40], want[0][..7 * 40], "{isa:?}");
+        let got = other.run(kernels, 1);
+        assert!(got[0][7 * 40..8 * 40] != want[0][7 * 40..8 * 40], "{kernels:?}");
+        assert_eq!(got[0][..7 * 40], want[0][..7 * 40], "{kernels:?}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_spreads_alike() {
+    let mut random = Random(76);
+    let mut case = Case::new(&mut random, 70, &[90, 50, 40]);
+    case.wanted.fill(true);
+    case.values[1].fill(1.0);
+    for (place, value) in [(3, f32::INFINITY), (805, f32::NAN), (1900, f32::MAX)] {
+        case.grad[place] = value;
+        case.values[0][place] = value;
+    }
+    case.weights[1][77] = f32::NEG_INFINITY;
+    let all = kernels();
+    let want = case.run(all[0], 1);
+    for kernels in &all[1..] {
+        let got = case.run(*kernels, 2);
+        for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+            let both_nan = got.is_nan() && want.is_nan();
+            let close = (got - want).abs() <= 1e-3 * want.abs().max(1.0);
+            assert!(both_nan || got == want || close, "{kernels:?}: {got}, want {want}");
+        }
     }
 }
 
@@ -218,10 +249,10 @@ fn products_that_underflow_leave_no_minus_zero() {
     case.weights[0].fill(-1e-30);
     case.grad.fill(1e-30);
     case.values[0].fill(-1e-30);
-    for isa in available() {
-        let got = case.run(isa, 1);
+    for kernels in kernels() {
+        let got = case.run(kernels, 1);
         let zeros = got[..2].iter().flatten();
-        assert!(zeros.clone().all(|v| v.to_bits() == 0), "{isa:?}");
+        assert!(zeros.clone().all(|v| v.to_bits() == 0), "{kernels:?}");
         assert!(zeros.count() > 0);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::amx;
+use super::super::amx::planes::store;
 use super::super::avx512::{first_lanes, passes_relu, turn};
 use super::super::element::Element;
 use super::super::panels::{steps, width, VECTOR};
@@ -102,6 +104,43 @@ unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums, vectors: usize) 
                     }
                 }
             }
+            Math::Amx(planes) => {
+                let depth = place.column / amx::DEPTH;
+                let out = panel.add(depth * amx::depth_words(planes, width));
+                match planes {
+                    1 => to_depth::<1>(place.columns, sums, vectors, out),
+                    2 => to_depth::<2>(place.columns, sums, vectors, out),
+                    _ => to_depth::<3>(place.columns, sums, vectors, out),
+                }
+            }
+        }
+    }
+}
+
+/// Up to 32 columns as one depth of a panel, zeros behind them. Pairs are neighbours
+/// with one plane, else 16 columns apart, as `amx::left` has them.
+///
+/// # Safety
+/// `out` has room for a depth.
+#[target_feature(enable = "avx512f")]
+unsafe fn to_depth<const P: usize>(columns: usize, sums: &Sums, vectors: usize, out: *mut f32) {
+    let width = VECTOR * vectors;
+    for step in 0..amx::STEPS {
+        let pair = if P == 1 { [2 * step, 2 * step + 1] } else { [step, amx::STEPS + step] };
+        for n in 0..vectors {
+            let read = |column: usize| {
+                if column < columns {
+                    // SAFETY: a row of sums has two vectors.
+                    unsafe { _mm512_loadu_ps(sums.0[column].as_ptr().add(VECTOR * n)) }
+                } else {
+                    _mm512_setzero_ps()
+                }
+            };
+            // SAFETY: the caller's promise.
+            unsafe {
+                let to = out.add(step * width + VECTOR * n).cast();
+                store::<P>(read(pair[0]), read(pair[1]), to, 4 * amx::STEPS * width);
+            }
         }
     }
 }
@@ -110,14 +149,15 @@ unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums, vectors: usize) 
 /// As for `finish::tile`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
-    let mask = first_lanes(place.columns);
     let size = finish.element.size();
-    for n in 0..vectors {
+    for i in 0..place.columns.div_ceil(VECTOR) * vectors {
+        let (begin, n) = (i / vectors * VECTOR, i % vectors);
+        let mask = first_lanes((place.columns - begin).min(VECTOR));
         let first = place.panel * LANES + n * VECTOR;
         let columns = std::array::from_fn(|i| {
-            if i < place.columns {
+            if begin + i < place.columns {
                 // SAFETY: a row of sums has two vectors.
-                unsafe { _mm512_loadu_ps(sums.0[i].as_ptr().add(VECTOR * n)) }
+                unsafe { _mm512_loadu_ps(sums.0[begin + i].as_ptr().add(VECTOR * n)) }
             } else {
                 _mm512_setzero_ps()
             }
@@ -126,7 +166,8 @@ unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
         for (i, row) in rows.iter().enumerate().take(finish.rows.saturating_sub(first)) {
             // SAFETY: the row exists, the mask keeps to its columns.
             unsafe {
-                let at = finish.output.add(((first + i) * finish.n + place.column) * size);
+                let place = (first + i) * finish.n + place.column + begin;
+                let at = finish.output.add(place * size);
                 match finish.element {
                     Element::F32 => _mm512_mask_storeu_ps(at.cast(), mask, *row),
                     Element::Bf16 => {

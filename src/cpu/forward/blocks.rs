@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::super::isa::Isa;
 use super::super::panels::count;
-use super::super::tile::{few_rows, most_rows, LANES};
+use super::super::tile::{few_rows, most_rows, Math, LANES};
+use super::Kernels;
 
 /// Up to here a chain reads its weights faster than it multiplies.
 pub const FEW_ROWS: usize = 8;
@@ -13,6 +14,10 @@ pub const FEW_ROWS: usize = 8;
 /// with one more such buffer they stay in a core's share of the last-level cache.
 const BUFFER: usize = 2 << 20;
 const SHARED_BUFFER: usize = 4 << 20;
+/// The same for AMX, and bytes of a weight from which on threads share blocks
+/// (784-2048x4-1000 on 512 rows: 1.4 times as fast, 1024-512x4-256 on 256 0.7 times).
+const AMX_BUFFER: usize = 8 << 20;
+const SHARED_WEIGHT: usize = 4 << 20;
 /// Fewer rows a block would read each weight too often.
 const FEWEST_ROWS: usize = 128;
 
@@ -26,6 +31,7 @@ const SHRINKS_AVX512: usize = 8;
 /// Tasks of a layer for each thread: what the last ones to end wait for is a part of
 /// one, and a thread that others disturb leaves its share to the rest.
 const TASKS: usize = 16;
+const COPYING_TASKS: usize = 4;
 
 /// Threads that so many products are worth. A thread's start and end cost some
 /// microseconds; few rows wait for memory, so that a product takes longer.
@@ -47,10 +53,22 @@ pub enum Division {
 impl Division {
     /// By rows if every thread gets about as many; activations that another core
     /// has written cost some 10 % (784-256-256-10 on 256 rows).
-    pub fn new(isa: Isa, rows: usize, widest_steps: usize, threads: usize) -> Self {
+    /// AMX copies each weight once a block: where the largest, of so many bytes, is in no
+    /// core's cache, all threads share blocks as large as they may be.
+    pub fn new(
+        kernels: Kernels,
+        rows: usize,
+        widest_steps: usize,
+        largest: usize,
+        threads: usize,
+    ) -> Self {
+        let Kernels { isa, math } = kernels;
         let panels = count(rows);
         let each = panels.div_ceil(threads);
         let fit = |bytes: usize| (bytes / (4 * widest_steps)).max(FEWEST_ROWS);
+        if matches!(math, Math::Amx(_)) && largest > SHARED_WEIGHT {
+            return Self::Columns(equal(rows, rows.div_ceil(fit(AMX_BUFFER))));
+        }
         if panels * 8 < each * threads * 7 {
             return Self::Columns(equal(rows, rows.div_ceil(fit(SHARED_BUFFER))));
         }
@@ -94,6 +112,15 @@ impl Grid {
         let equal = fewest.next_multiple_of(threads);
         let columns = if equal * 4 <= fewest * 5 { equal } else { fewest };
         let wanted = if threads == 1 { 1 } else { TASKS * threads };
+        Self { columns, chunks: wanted.div_ceil(columns).min(count(rows)) }
+    }
+
+    /// The same where each task copies the weight's rows: all panels in one chunk, if
+    /// that leaves enough tasks.
+    pub fn copying(rows: usize, n: usize, tile: usize, unit: usize, threads: usize) -> Self {
+        let units = n.div_ceil(unit);
+        let wanted = if threads == 1 { 1 } else { COPYING_TASKS * threads };
+        let columns = units.div_ceil(tile / unit).max(wanted).min(units);
         Self { columns, chunks: wanted.div_ceil(columns).min(count(rows)) }
     }
 
@@ -141,7 +168,8 @@ mod tests {
 
     /// Panels of each block, or of all in columns.
     fn panels(isa: Isa, rows: usize, steps: usize, threads: usize) -> (bool, Vec<usize>) {
-        match Division::new(isa, rows, steps, threads) {
+        let kernels = Kernels { isa, math: Math::Fma };
+        match Division::new(kernels, rows, steps, 0, threads) {
             Division::Rows(blocks) => (true, blocks.iter().map(|b| count(b.len())).collect()),
             Division::Columns(block) => (false, vec![count(block)]),
         }
@@ -165,7 +193,8 @@ mod tests {
     #[test]
     fn blocks_are_all_rows_and_threads_end_together() {
         for (rows, threads) in (1..3000).step_by(7).flat_map(|r| (1..12).map(move |t| (r, t))) {
-            let Division::Rows(blocks) = Division::new(Isa::Avx2, rows, 2048, threads) else {
+            let kernels = Kernels { isa: Isa::Avx2, math: Math::Fma };
+            let Division::Rows(blocks) = Division::new(kernels, rows, 2048, 0, threads) else {
                 continue;
             };
             assert_eq!(

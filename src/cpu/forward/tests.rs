@@ -1,5 +1,6 @@
 //! Whole chains against fp64, layer by layer, and bits against one another.
 
+use super::super::amx;
 use super::super::element::Element;
 use super::super::testing::{available, has_dot, Random};
 use super::*;
@@ -131,7 +132,10 @@ impl Case {
 fn kernels(element: Element) -> Vec<Kernels> {
     let fma = available().into_iter().map(|isa| Kernels { isa, math: Math::Fma });
     let dot = Kernels { isa: Isa::Avx512, math: Math::Dot };
-    fma.chain((element == Element::Bf16 && has_dot()).then_some(dot)).collect()
+    let amx = Kernels { isa: Isa::Avx512, math: Math::Amx(planes::count(element)) };
+    fma.chain((element == Element::Bf16 && has_dot()).then_some(dot))
+        .chain(amx::available().then_some(amx))
+        .collect()
 }
 
 #[test]

@@ -2,16 +2,18 @@
 
 use std::ops::Range;
 
+use super::super::amx::DEPTH;
 use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
 use super::super::panels::{self, count, steps, width, words, Matrix};
 use super::super::scratch::Scratch;
 use super::super::tile::{self, Factors, Math, Sums, LANES};
+use super::amx;
 use super::blocks::{padded_words, tile_rows, Division, Grid};
 use super::{part, Kernels, Layer};
 
-/// Steps of the input that a task turns.
-const TURNED: usize = 256;
+/// Steps of the input that a task turns: whole depths of AMX, whatever the planes.
+const TURNED: usize = 288;
 
 pub struct Chain {
     kernels: Kernels,
@@ -21,6 +23,8 @@ pub struct Chain {
     threads: usize,
     /// Words of a block's activations between two layers.
     buffer: usize,
+    /// A thread's for AMX.
+    memory: amx::Memory,
     /// Two such buffers for all threads.
     shared: Scratch,
 }
@@ -35,7 +39,9 @@ impl Chain {
     pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
         let widest = layers.iter().map(depth).max().unwrap_or(1);
-        let division = Division::new(kernels.isa, input.rows, widest, threads);
+        let bytes = |weight: &Matrix| weight.rows * weight.k * weight.element.size();
+        let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
+        let division = Division::new(kernels, input.rows, widest, largest, threads);
         let block = match &division {
             Division::Rows(blocks) => blocks.iter().map(Range::len).max().unwrap_or(0),
             Division::Columns(block) => (*block).min(input.rows),
@@ -45,7 +51,19 @@ impl Chain {
             Division::Rows(_) => Scratch::new(0),
             Division::Columns(_) => Scratch::new(4 * 2 * buffer),
         };
-        Self { kernels, input, layers, division, threads, buffer, shared }
+        let memory = match kernels.math {
+            Math::Amx(planes) => layers
+                .iter()
+                .map(|layer| amx::Memory::of(planes, layer.weight.k, count(block)))
+                .fold(amx::Memory::default(), amx::Memory::max),
+            _ => amx::Memory::default(),
+        };
+        Self { kernels, input, layers, division, threads, buffer, memory, shared }
+    }
+
+    /// Whether threads need `Tiles`.
+    pub fn on_amx(&self) -> bool {
+        matches!(self.kernels.math, Math::Amx(_))
     }
 
     /// By rows one stage of all blocks, else for each block one stage for turning
@@ -76,20 +94,23 @@ impl Chain {
 
     /// Columns that become one step of the next layer stay together.
     fn unit(&self) -> usize {
-        if self.kernels.math == Math::Dot {
-            2
-        } else {
-            1
+        match self.kernels.math {
+            Math::Fma => 1,
+            Math::Dot => 2,
+            Math::Amx(_) => DEPTH,
         }
     }
 
     fn grid(&self, rows: usize, layer: usize) -> Grid {
         let weight = &self.layers[layer].weight;
-        let tile = tile_rows(self.kernels.isa, self.row_bytes(weight));
         let threads = match self.division {
             Division::Rows(_) => 1,
             Division::Columns(_) => self.threads,
         };
+        if self.on_amx() {
+            return Grid::copying(rows, weight.rows, amx::COLUMNS, DEPTH, threads);
+        }
+        let tile = tile_rows(self.kernels.isa, self.row_bytes(weight));
         Grid::new(rows, weight.rows, tile, self.unit(), threads)
     }
 
@@ -108,6 +129,9 @@ impl Chain {
 
     /// Words that a thread needs for some rows of a weight.
     fn own_words(&self) -> usize {
+        if self.on_amx() {
+            return self.memory.bytes() / 4;
+        }
         let widened = self.layers.iter().map(|layer| &layer.weight).filter(|w| self.widens(w));
         let words = widened.map(|weight| {
             let row = padded_words(weight.k);
@@ -207,6 +231,15 @@ impl Chain {
             math,
             output,
         };
+        #[cfg(target_arch = "x86_64")]
+        if let Math::Amx(planes) = math {
+            let input = self.panels(block, index);
+            let weight = &layer.weight;
+            let task = amx::Task { planes, weight, columns, panels: chunk, input, to: &to };
+            // SAFETY: forwarded.
+            unsafe { task.run(self.memory, own.cast()) };
+            return;
+        }
         let all = steps(math, k);
         let mut sums = Sums::new();
         // SAFETY: columns and panels of the layer; `own` has room for the columns.

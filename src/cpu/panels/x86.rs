@@ -38,6 +38,7 @@ pub unsafe fn pack(
                         let mask = (1u64 << elements) - 1;
                         _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask as u32, at.cast()))
                     }
+                    Math::Amx(_) => unreachable!("packed by its own"),
                 }
             } else {
                 _mm512_setzero_ps()

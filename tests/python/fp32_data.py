@@ -1,21 +1,25 @@
 """Operands that try an fp32 product, and its error beside SGEMM's.
 
-    python tests/gpu/fp32_data.py
+    python tests/python/fp32_data.py [cpu]
 
-prints the table of docs/fp32.md: relative Frobenius error and worst element,
-|got - exact| over the sum of |products|, of ours and of eager in the same run.
+prints the tables of docs/fp32.md and docs/cpu.md: relative Frobenius error and worst
+element, |got - exact| over the sum of |products|, of ours and of eager in the same run.
 """
+
+import sys
 
 import torch
 
+DEVICE = "cuda" if torch.cuda.is_available() and "cpu" not in sys.argv else "cpu"
+
 
 def normal(*shape):
-    return torch.randn(*shape, device="cuda")
+    return torch.randn(*shape, device=DEVICE)
 
 
 def wide(*shape):
     """Exponents over 40 binary orders."""
-    return normal(*shape) * torch.exp2(torch.randint(-20, 20, shape, device="cuda").float())
+    return normal(*shape) * torch.exp2(torch.randint(-20, 20, shape, device=DEVICE).float())
 
 
 def cancelling(m, n, k):
@@ -30,7 +34,7 @@ def cancelling(m, n, k):
 def shuffled(m, n, k):
     """The same, the pairs anywhere in k."""
     x, w = cancelling(m, n, k)
-    order = torch.randperm(k, device="cuda")
+    order = torch.randperm(k, device=DEVICE)
     return x[:, order].contiguous(), w[:, order].contiguous()
 
 
@@ -44,16 +48,16 @@ def one_large(m, n, k):
 
 def full_mantissa(m, n, k):
     """All 24 bits set but for the last few: the worst for values in parts."""
-    ones = lambda *s: 2.0 - torch.randint(1, 64, s, device="cuda").float() * 2.0**-23
-    sign = lambda *s: torch.randint(0, 2, s, device="cuda").float() * 2 - 1
+    ones = lambda *s: 2.0 - torch.randint(1, 64, s, device=DEVICE).float() * 2.0**-23
+    sign = lambda *s: torch.randint(0, 2, s, device=DEVICE).float() * 2 - 1
     return ones(m, k) * sign(m, k), ones(n, k) * sign(n, k)
 
 
 CLASSES = {
     "normal": lambda m, n, k: (normal(m, k), normal(n, k)),
     "uniform positive": lambda m, n, k: (
-        torch.rand(m, k, device="cuda"),
-        torch.rand(n, k, device="cuda"),
+        torch.rand(m, k, device=DEVICE),
+        torch.rand(n, k, device=DEVICE),
     ),
     "wide exponents": lambda m, n, k: (wide(m, k), wide(n, k)),
     "cancelling pairs": cancelling,
@@ -91,6 +95,9 @@ SIZES = [
 ]
 
 
+CPU_SIZES = [(256, 512, 2048), (256, 512, 784), (64, 256, 256), (64, 256, 64), (64, 256, 4096)]
+
+
 def linear(x, w):
     """Ours without a ReLU."""
     return torch.ops.hypatia.fused_mlp(x, [w], [None])
@@ -100,10 +107,11 @@ def main():
     import support  # noqa: F401, loads the library
 
     torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+    print(f"{device}, torch {torch.__version__}")
     print("| M x N x K | operands | Frobenius, ours / eager | ratio | worst element, ours / eager | ratio |")
     print("|---|---|---|---|---|---|")
-    for m, n, k in SIZES:
+    for m, n, k in SIZES if DEVICE == "cuda" else CPU_SIZES:
         for name, make in CLASSES.items():
             (a, b), (c, d) = compare(linear, torch.nn.functional.linear, *make(m, n, k))
             ratios = [f"{p / q:.2f}" if q else "-" for p, q in ((a, c), (b, d))]

@@ -1,6 +1,9 @@
 //! The JSON behind `hypatia::build_info`, `hypatia_build_info` and
 //! [`crate::build_info`].
 
+use crate::cpu::element::Element;
+use crate::cpu::forward::Kernels;
+use crate::cpu::tile::Math;
 use crate::cpu::{isa, scratch};
 use crate::launch;
 
@@ -41,6 +44,7 @@ pub fn json() -> String {
 /// they keep between calls.
 fn cpu_kernels() -> String {
     let choice = isa::bf16();
+    let on_amx = |element| matches!(Kernels::large(element), Math::Amx(_));
     format!(
         concat!(
             "{{\"isa\": {}, \"bf16\": {}, \"fma_gflops\": {:.1}, \"bf16_dot_gflops\": {:.1}, ",
@@ -51,8 +55,8 @@ fn cpu_kernels() -> String {
         choice.fma,
         choice.dot,
         choice.amx,
-        quoted(if choice.amx_pays(2) { "amx" } else { "widen" }),
-        quoted(if choice.amx_pays(3) && isa::splits_fp32() { "amx" } else { "fma" }),
+        quoted(if on_amx(Element::F16) { "amx" } else { "widen" }),
+        quoted(if on_amx(Element::F32) { "amx" } else { "fma" }),
         scratch::kept(),
         scratch::MOST_KEPT,
     )

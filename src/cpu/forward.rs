@@ -63,7 +63,9 @@ impl Kernels {
         Some(Self { isa, math })
     }
 
-    fn large(element: Element) -> Math {
+    /// What products of many rows are made of.
+    #[must_use]
+    pub fn large(element: Element) -> Math {
         let planes = planes::count(element);
         let choice = isa::bf16();
         match (element, choice.bf16) {

@@ -95,7 +95,7 @@ std::vector<at::Tensor> gradients_of(const at::Tensor& grad_output,
       description.rows_of(grad_output),
       {description.layers.data(), description.layers.size()},
       optional_address(gradients[0]), threads_at_most());
-  in_threads(backward->threads(), [&] { backward->work(); });
+  in_threads(backward->threads(), [&](size_t me) { backward->work(me); });
   return gradients;
 }
 

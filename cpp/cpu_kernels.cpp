@@ -86,7 +86,7 @@ class Chain {
     const auto forward = bridge::cpu_forward(element_, as_rows(input_),
                                              {layers_.data(), layers_.size()},
                                              threads_at_most());
-    in_threads(forward->threads(), [&] { forward->work(); });
+    in_threads(forward->threads(), [&](size_t me) { forward->work(me); });
   }
 
  private:
@@ -97,6 +97,8 @@ class Chain {
 };
 
 }  // namespace
+
+void measure() { bridge::cpu_measure(); }
 
 std::optional<at::Tensor> mlp(const at::Tensor& input, at::TensorList weights,
                               const Biases& biases, bool relu_last) {

@@ -12,6 +12,10 @@
 
 namespace hypatia::cpu_kernels {
 
+// Finds out which instructions are the fastest here. At load, so that processes
+// that fork later compute alike.
+void measure();
+
 // The chain's result, or nothing where ATen's products are the faster or the
 // only way: no AVX2, fp64, weights without unit stride along K, no elements.
 // Arguments are checked.

@@ -8,7 +8,7 @@
 use crate::cpu::backward::{self, Backward};
 use crate::cpu::element::Element;
 use crate::cpu::forward::{Forward, Kernels, Layer};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{self, Isa};
 use crate::cpu::panels::Matrix;
 use crate::error::{guarded, Error};
 
@@ -59,8 +59,11 @@ pub mod ffi {
         /// As many threads as the work is worth.
         fn threads(self: &CpuWork) -> usize;
 
-        /// What one thread does; results are complete when all have returned.
-        fn work(self: &CpuWork) -> Result<()>;
+        /// What thread `me` of them does; results are complete when all have returned.
+        fn work(self: &CpuWork, me: usize) -> Result<()>;
+
+        /// Finds out what this CPU computes with, some milliseconds where it has AMX.
+        fn cpu_measure();
 
         /// Whether kernels of ours take so many rows of that type, and as many products
         /// in the largest layer.
@@ -117,15 +120,15 @@ impl CpuWork {
         }
     }
 
-    fn work(&self) -> Result<(), Error> {
+    fn work(&self, me: usize) -> Result<(), Error> {
         let op = match self {
             Self::Forward(_) => "fused_mlp",
             Self::Backward(_) => "fused_mlp_backward",
         };
         guarded(op, || {
             let complete = match self {
-                Self::Forward(forward) => forward.work(),
-                Self::Backward(backward) => backward.work(),
+                Self::Forward(forward) => forward.work(me),
+                Self::Backward(backward) => backward.work(me),
             };
             if complete {
                 return Ok(());
@@ -133,6 +136,14 @@ impl CpuWork {
             Err(Error::Internal { op, message: "in another thread".into() })
         })
     }
+}
+
+fn cpu_measure() {
+    // A panic, which nothing in there should raise, is the first call's to report.
+    let _ = guarded("load", || {
+        isa::bf16();
+        Ok(())
+    });
 }
 
 fn cpu_takes(element: ffi::CpuElement, rows: usize, products: usize) -> bool {

@@ -143,13 +143,13 @@ impl Backward {
         self.chain.threads
     }
 
-    /// What one thread does; when one returns true, and every other thread that was
+    /// What thread `me` of them does; when one returns true, and every other thread that was
     /// called has returned, all gradients are complete.
-    pub fn work(&self) -> bool {
+    pub fn work(&self, me: usize) -> bool {
         let own = Scratch::new(4 * OWN_WORDS);
         // SAFETY: the CPU has the chain's kernels.
         let _tiles = self.chain.amx.then(|| unsafe { Tiles::configured() });
-        self.schedule.work(|stage, task| {
+        self.schedule.work(me, |stage, task| {
             // SAFETY: promised to `new`; a task runs once, behind the stage before;
             // `own` is this thread's.
             unsafe { self.chain.run(stage, task, own.address().cast()) }

@@ -49,8 +49,7 @@ pub unsafe fn run(layer: &Layer, columns: Range<usize>, isa: Isa) {
         // Sixteen sums at a time, or AVX2's eight, fill the registers; with more rows
         // each weight that is read serves more of them.
         let wide = match (layer.rows, isa) {
-            (1, Isa::Avx2) => 8,
-            (1, _) => 16,
+            (1, _) => 8,
             (2, Isa::Avx2) => 4,
             (2, _) => 8,
             (_, Isa::Avx2) => 2,
@@ -142,32 +141,27 @@ unsafe fn block<const M: usize, const R: usize>(
 }
 
 /// Bias, ReLU, rounding, of `R` columns side by side, at element `at` of the result.
+/// Whole arrays are read and written: the compiler need not ask which ones overlap.
 ///
 /// # Safety
 /// As for [`run`], with the elements in bounds.
 #[inline(always)]
 unsafe fn store<const R: usize>(layer: &Layer, at: usize, column: usize, mut sums: [f32; R]) {
-    let element = layer.element;
+    if layer.element != Element::F32 {
+        // SAFETY: forwarded.
+        return unsafe { store_narrow(layer, at, column, sums) };
+    }
     // SAFETY: the caller's promise; the bias is not null where it is read.
     unsafe {
         if !layer.bias.is_null() {
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum += element.read(layer.bias.add((column + r) * element.size()));
-            }
+            let bias = *layer.bias.cast::<f32>().add(column).cast::<[f32; R]>();
+            sums = std::array::from_fn(|r| sums[r] + bias[r]);
         }
         if layer.relu {
             sums = sums.map(relu);
         }
-        if element == Element::F32 {
-            if !layer.output.is_null() {
-                *layer.output.cast::<f32>().add(at).cast::<[f32; R]>() = sums;
-            }
-        } else {
-            let bits = sums.map(|sum| element.rounded(sum));
-            sums = bits.map(|bits| element.widened(bits));
-            if !layer.output.is_null() {
-                *layer.output.cast::<u16>().add(at).cast::<[u16; R]>() = bits;
-            }
+        if !layer.output.is_null() {
+            *layer.output.cast::<f32>().add(at).cast::<[f32; R]>() = sums;
         }
         if !layer.wide.is_null() {
             *layer.wide.add(at).cast::<[f32; R]>() = sums;
@@ -175,8 +169,41 @@ unsafe fn store<const R: usize>(layer: &Layer, at: usize, column: usize, mut sum
     }
 }
 
+/// The same of 16-bit elements.
+///
+/// # Safety
+/// As for [`store`].
+unsafe fn store_narrow<const R: usize>(
+    layer: &Layer,
+    at: usize,
+    column: usize,
+    mut sums: [f32; R],
+) {
+    let element = layer.element;
+    // SAFETY: as above.
+    unsafe {
+        if !layer.bias.is_null() {
+            let bias = *layer.bias.cast::<u16>().add(column).cast::<[u16; R]>();
+            sums = std::array::from_fn(|r| sums[r] + element.widened(bias[r]));
+        }
+        if layer.relu {
+            sums = sums.map(relu);
+        }
+        let bits = sums.map(|sum| element.rounded(sum));
+        if !layer.output.is_null() {
+            *layer.output.cast::<u16>().add(at).cast::<[u16; R]>() = bits;
+        }
+        if !layer.wide.is_null() {
+            *layer.wide.add(at).cast::<[f32; R]>() = bits.map(|bits| element.widened(bits));
+        }
+    }
+}
+
+/// Apart: inlined, what it prepares would be done for every instruction set.
+///
 /// # Safety
 /// `M` rows of `x` and `R` of `w` have `k` elements.
+#[inline(never)]
 unsafe fn scalar<T: Copy, const M: usize, const R: usize>(
     x: *const f32,
     ldx: usize,

@@ -36,6 +36,10 @@ pub struct Layer {
 /// Products that LibTorch computes without oneDNN.
 const SMALL: usize = 16 * 16 * 16;
 
+/// Rows up to which splitting fp32 weights for AMX takes as long as FMA multiplies: 32
+/// rows by 32 x 32 weights take 447 ns, 64 of them 776, at FMA's peak 437 and 874.
+const SPLITTING_ROWS: usize = 64;
+
 /// What the kernels are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernels {
@@ -58,8 +62,12 @@ impl Kernels {
         if isa == Isa::Scalar {
             return None;
         }
-        let math =
-            if rows > FEW_ROWS && products > SMALL { Self::large(element) } else { Math::Fma };
+        let splits = element == Element::F32 && rows <= SPLITTING_ROWS;
+        let math = if rows > FEW_ROWS && products > SMALL && !splits {
+            Self::large(element)
+        } else {
+            Math::Fma
+        };
         Some(Self { isa, math })
     }
 
@@ -108,16 +116,17 @@ impl Forward {
     pub unsafe fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let products: usize = layers.iter().map(|l| l.weight.rows * l.weight.k).sum();
         let threads = threads.min(blocks::worth(products * input.rows, input.rows)).max(1);
-        let (route, tasks) = if input.rows <= FEW_ROWS {
+        let (route, schedule) = if input.rows <= FEW_ROWS {
             let chain = few::Chain::new(kernels.isa, input, layers, threads);
-            let tasks = chain.tasks();
-            (Route::Few(chain), tasks)
+            // Few rows wait for weights, most of all for those in another core's cache.
+            let schedule = Schedule::shared_out(chain.tasks(), threads);
+            (Route::Few(chain), schedule)
         } else {
             let chain = tiles::Chain::new(kernels, input, layers, threads);
-            let tasks = chain.tasks();
-            (Route::Tiles(chain), tasks)
+            let schedule = Schedule::new(chain.tasks());
+            (Route::Tiles(chain), schedule)
         };
-        Self { route, schedule: Schedule::new(tasks), threads }
+        Self { route, schedule, threads }
     }
 
     /// As many are worth their start.
@@ -126,11 +135,11 @@ impl Forward {
         self.threads
     }
 
-    /// What one thread does; when one returns true, and every other thread that was
+    /// What thread `me` of them does; when one returns true, and every other thread that was
     /// called has returned, all outputs are complete.
-    pub fn work(&self) -> bool {
+    pub fn work(&self, me: usize) -> bool {
         match &self.route {
-            Route::Few(chain) => self.schedule.work(|stage, task| {
+            Route::Few(chain) => self.schedule.work(me, |stage, task| {
                 // SAFETY: promised to `new`; a task runs once, behind the stage before.
                 unsafe { chain.run(stage, task) }
             }),
@@ -138,7 +147,7 @@ impl Forward {
                 let own = chain.own_scratch();
                 // SAFETY: the CPU has the chain's kernels.
                 let _tiles = chain.on_amx().then(|| unsafe { Tiles::configured() });
-                self.schedule.work(|stage, task| {
+                self.schedule.work(me, |stage, task| {
                     // SAFETY: as above; `own` is this thread's.
                     unsafe { chain.run(stage, task, &own) }
                 })

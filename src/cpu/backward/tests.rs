@@ -88,8 +88,9 @@ impl Case {
         // SAFETY: sizes as stated; the vectors outlive the work.
         let backward = unsafe { Backward::new(kernels, grad, layers, address(0), threads) };
         std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| assert!(backward.work()));
+            for me in 0..threads {
+                let backward = &backward;
+                scope.spawn(move || assert!(backward.work(me)));
             }
         });
         drop(backward);

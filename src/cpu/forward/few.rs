@@ -10,6 +10,9 @@ use super::{part, Layer};
 /// Columns that a task takes at least: one tile of one row.
 const UNIT: usize = 16;
 
+/// Tasks of a layer for each thread.
+const PARTS: usize = 2;
+
 pub struct Chain {
     isa: Isa,
     input: Matrix,
@@ -60,7 +63,7 @@ impl Chain {
         }
         let parts = |layer: &few_rows::Layer| match threads {
             1 => 1,
-            _ => layer.n.div_ceil(UNIT).min(4 * threads),
+            _ => layer.n.div_ceil(UNIT).min(PARTS * threads),
         };
         let tasks = std::iter::once(usize::from(narrow)).chain(chain.iter().map(parts)).collect();
         let widened = if narrow { words } else { std::ptr::null_mut() };

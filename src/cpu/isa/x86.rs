@@ -67,9 +67,8 @@ pub unsafe fn dot() -> f64 {
     (STEPS * CHAINS * 64) as f64
 }
 
-/// The same of `tdpbf16ps`, its factors from the second-level cache as products have them:
-/// on busy hosts that takes longer than the tiles, and FMA may be the faster. The thread
-/// has `amx::Tiles`.
+/// The same of `tdpbf16ps`, its factors from the second-level cache as products have them.
+/// The thread has `amx::Tiles`.
 pub unsafe fn amx() -> f64 {
     const BYTES: usize = 512 << 10;
     const TIMES: usize = BYTES / 4096;

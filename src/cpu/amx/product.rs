@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::left::copy_rows;
-use super::{GROUP, ROW, ROWS, STEPS, TILE};
+use super::{depth_words, group_bytes, DEPTH, GROUP, ROW, ROWS, TILE};
 use crate::cpu::panels::{Matrix, VECTOR};
 use crate::cpu::tile::LANES;
 
@@ -16,18 +16,61 @@ use crate::cpu::tile::LANES;
 pub struct Factors {
     /// bfloat16 an element, 1 to 3.
     pub planes: usize,
-    /// `left`'s blocks of the first 16 rows: `[depth][plane]`, a tile each.
-    pub left: *const u8,
-    /// Bytes to those of the next 16 rows.
-    pub group: usize,
+    /// The left factor.
+    pub left: Tiled,
     /// `right`'s panel from the same depth on.
     pub right: *const f32,
     /// Its width, 16 or 32 lanes.
     pub width: usize,
     /// How many tiles of k.
     pub depths: usize,
-    /// Of these, how many `left` has room for: the next one takes the first one's place.
-    pub kept: usize,
+}
+
+/// Where the tiles of the left factor lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Tiled {
+    /// The first one of the first 16 rows; with more planes their tiles follow it.
+    pub at: *const u8,
+    /// Bytes from one row to the next.
+    pub row: usize,
+    /// Bytes to the next 16 rows.
+    pub group: usize,
+    /// Bytes from one depth to the next.
+    pub step: usize,
+    /// So many depths lie like that. Of a copy that is read once, while it is made, only
+    /// these are kept: the next one takes the first one's place.
+    pub whole: usize,
+    /// Of bfloat16 where it lies the last depth may not reach its end: tiles of that one.
+    pub rest: *const u8,
+}
+
+impl Tiled {
+    /// `left`'s blocks, `[group][depth][plane]`, of so many depths.
+    #[must_use]
+    pub fn blocks(at: *const u8, planes: usize, depths: usize) -> Self {
+        let group = group_bytes(planes, depths);
+        Self { at, row: ROW, group, step: planes * TILE, whole: depths, rest: std::ptr::null() }
+    }
+
+    /// Tiles of bfloat16 as they lie: of `rows`, whole groups, k from `depth` on; `rest` as
+    /// above, for a depth behind the last whole one.
+    ///
+    /// # Safety
+    /// The rows exist.
+    #[must_use]
+    pub unsafe fn in_place(
+        source: &Matrix,
+        rows: Range<usize>,
+        depth: usize,
+        rest: *const u8,
+    ) -> Self {
+        debug_assert!(rows.len().is_multiple_of(GROUP) && rows.end <= source.rows);
+        // SAFETY: the caller's promise.
+        let at = unsafe { source.row(rows.start) }.wrapping_add(depth * ROW);
+        let row = source.stride * source.element.size();
+        let whole = source.k / DEPTH - depth;
+        Self { at, row, group: GROUP * row, step: ROW, whole, rest }
+    }
 }
 
 /// Rows that are copied to `left`'s blocks while they are multiplied for the first
@@ -40,7 +83,7 @@ pub struct Copied<'a> {
     pub first: usize,
     /// The first depth.
     pub depth: usize,
-    /// Where `Factors::left` points to.
+    /// Where `Factors::left` begins, its blocks.
     pub to: *mut u8,
 }
 
@@ -120,11 +163,86 @@ unsafe fn add(rows: usize, width: usize, part: *const f32, sums: *mut f32) {
     }
 }
 
+/// What a depth of both factors is multiplied by: the largest products come last, so that
+/// one rounding is of the whole sum where there is one depth alone.
+macro_rules! depth {
+    (1, $l:ident, $r:ident, $m:ident) => {
+        concat!($l!(0), $r!(0), $m!())
+    };
+    (2, $l:ident, $r:ident, $m:ident) => {
+        concat!($l!(1), $r!(0), $m!(), $r!(1), $m!(), $l!(0), $m!(), $r!(0), $m!())
+    };
+    (3, $l:ident, $r:ident, $m:ident) => {
+        concat!(
+            $l!(2),
+            $r!(0),
+            $m!(),
+            $l!(1),
+            $m!(),
+            $r!(1),
+            $m!(),
+            $l!(0),
+            $m!(),
+            $r!(2),
+            $m!(),
+            $r!(0),
+            $m!()
+        )
+    };
+}
+
+macro_rules! left_one {
+    ($plane:literal) => {
+        concat!("tileloadd tmm4, [{left} + {row}*1 + ", $plane, "*1024]\n")
+    };
+}
+macro_rules! left_two {
+    ($plane:literal) => {
+        concat!(left_one!($plane), "tileloadd tmm5, [{below} + {row}*1 + ", $plane, "*1024]\n")
+    };
+}
+macro_rules! right_one {
+    ($plane:literal) => {
+        concat!("tileloadd tmm6, [{right} + {pair}*1 + ", $plane, "*1024]\n")
+    };
+}
+macro_rules! right_two {
+    ($plane:literal) => {
+        concat!(
+            "tileloadd tmm6, [{right} + {pair}*1 + ",
+            $plane,
+            "*2048]\n",
+            "tileloadd tmm7, [{right} + {pair}*1 + ",
+            $plane,
+            "*2048 + 64]\n"
+        )
+    };
+}
+macro_rules! one_by_one {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6\n"
+    };
+}
+macro_rules! one_by_two {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n"
+    };
+}
+macro_rules! two_by_one {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm2, tmm5, tmm6\n"
+    };
+}
+macro_rules! two_by_two {
+    () => {
+        concat!(one_by_two!(), "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7\n")
+    };
+}
+
 /// Sums are tiles 0 to 3, two of left rows by two of lanes; the left factor is in 4 and
 /// 5, the right one in 6 and 7. Compilers know of no tiles and leave them alone.
 macro_rules! shape {
-    ($name:ident, $m:literal, $n:literal, $left:expr, $right:expr, $multiply:expr,
-     $store:expr) => {
+    ($name:ident, $n:literal, $left:ident, $right:ident, $multiply:ident, $store:expr) => {
         /// # Safety
         /// As for `run`, of this shape.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -135,75 +253,75 @@ macro_rules! shape {
             copied: Option<Copied>,
             sums: *mut f32,
         ) {
-            let pitch = 4 * LANES;
-            let width = $n * VECTOR;
-            let Factors { depths, kept, .. } = *factors;
-            // SAFETY: reads and writes what the caller describes; tiles are nobody
-            // else's.
+            const WIDTH: usize = $n * VECTOR;
+            let tiled = factors.left;
+            // So many depths of the left factor from an address on.
+            let multiply = |left: *const u8, row: usize, group: usize, depths: Range<usize>| {
+                macro_rules! multiply {
+                    ($planes:tt) => {
+                        // SAFETY: reads what the caller describes; tiles are nobody else's.
+                        asm!(
+                            "2:",
+                            depth!($planes, $left, $right, $multiply),
+                            "add {left}, {step}",
+                            "add {below}, {step}",
+                            "add {right}, {depth}",
+                            "dec {count}",
+                            "jnz 2b",
+                            left = inout(reg) left => _,
+                            below = inout(reg) left.wrapping_add(group) => _,
+                            row = in(reg) row,
+                            step = in(reg) tiled.step,
+                            right = inout(reg)
+                                factors.right.wrapping_add(depths.start * depth_words(P, WIDTH)) => _,
+                            pair = in(reg) 4 * WIDTH,
+                            depth = const 4 * depth_words($planes, WIDTH),
+                            count = inout(reg) depths.len() => _,
+                            options(nostack, readonly)
+                        )
+                    };
+                }
+                if depths.is_empty() {
+                    return;
+                }
+                // SAFETY: as above.
+                unsafe {
+                    match P {
+                        1 => multiply!(1),
+                        2 => multiply!(2),
+                        _ => multiply!(3),
+                    }
+                }
+            };
+            // SAFETY: reads and writes what the caller describes.
             unsafe {
                 asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
                      options(nostack, nomem));
-                // The first depth is copied before, each other one meanwhile.
-                let copy = |depth: usize, rows: Range<usize>| {
-                    if let Some(Copied { source, first, depth: begin, to }) = copied {
-                        let to = to.wrapping_add(depth % kept * P * TILE);
-                        let rows = first + rows.start..first + rows.end;
-                        copy_rows::<P>(source, first, rows, begin + depth, to, factors.group);
+                if let Some(Copied { source, first, depth: begin, to }) = copied {
+                    let place = |depth: usize| to.wrapping_add(depth % tiled.whole * P * TILE);
+                    let copy = |depth: usize| {
+                        let rows = first..first + rows;
+                        copy_rows::<P>(source, first, rows, begin + depth, place(depth), tiled.group);
+                    };
+                    // One ahead: tiles wait for what was stored just now.
+                    if summed.start == 0 {
+                        copy(0);
                     }
-                };
-                if summed.start == 0 {
-                    copy(0, 0..rows);
-                }
-                for depth in summed {
-                    let right = factors.right.wrapping_add(depth * P * STEPS * width);
-                    let left = factors.left.wrapping_add(depth % kept * P * TILE);
-                    let below = left.wrapping_add(factors.group);
-                    // One plane by one plane, loaded where it is not there still; and
-                    // a part of the rows of the next depth.
-                    macro_rules! step {
-                        ($i:literal of $steps:literal, $l:expr, $r:expr) => {
-                            if let Some(plane) = $l {
-                                let plane: usize = plane;
-                                asm!($left, at = in(reg) left.wrapping_add(plane * TILE),
-                                     below = in(reg) below.wrapping_add(plane * TILE),
-                                     row = in(reg) ROW, options(nostack, readonly));
-                            }
-                            if let Some(plane) = $r {
-                                let plane: usize = plane;
-                                asm!($right,
-                                     at = in(reg) right.wrapping_add(plane * STEPS * width),
-                                     step = in(reg) 4 * width, options(nostack, readonly));
-                            }
-                            asm!($multiply, options(nostack, nomem));
-                            if copied.is_some() && depth + 1 < depths {
-                                const PART: usize = ROWS.div_ceil($steps);
-                                copy(depth + 1, $i * PART..rows.min(($i + 1) * PART));
-                            }
-                        };
+                    for depth in summed {
+                        if depth + 1 < factors.depths {
+                            copy(depth + 1);
+                        }
+                        multiply(place(depth), ROW, tiled.group, depth..depth + 1);
                     }
-                    // The largest come last, so that one rounding is of the whole sum
-                    // where there is one depth alone.
-                    match P {
-                        1 => {
-                            step!(0 of 1, Some(0), Some(0));
-                        }
-                        2 => {
-                            step!(0 of 4, Some(1), Some(0));
-                            step!(1 of 4, None, Some(1));
-                            step!(2 of 4, Some(0), None);
-                            step!(3 of 4, None, Some(0));
-                        }
-                        _ => {
-                            step!(0 of 6, Some(2), Some(0));
-                            step!(1 of 6, Some(1), None);
-                            step!(2 of 6, None, Some(1));
-                            step!(3 of 6, Some(0), None);
-                            step!(4 of 6, None, Some(2));
-                            step!(5 of 6, None, Some(0));
-                        }
+                } else {
+                    let whole = summed.start..summed.end.min(tiled.whole);
+                    let at = tiled.at.wrapping_add(summed.start * tiled.step);
+                    multiply(at, tiled.row, tiled.group, whole);
+                    if summed.end > tiled.whole {
+                        multiply(tiled.rest, ROW, TILE, tiled.whole..summed.end);
                     }
                 }
-                asm!($store, at = in(reg) sums, pitch = in(reg) pitch, options(nostack));
+                asm!($store, at = in(reg) sums, pitch = in(reg) 4 * LANES, options(nostack));
             }
         }
     };
@@ -212,15 +330,9 @@ macro_rules! shape {
 shape!(
     two_by_two,
     2,
-    2,
-    "tileloadd tmm4, [{at} + {row}*1]
-     tileloadd tmm5, [{below} + {row}*1]",
-    "tileloadd tmm6, [{at} + {step}*1]
-     tileloadd tmm7, [{at} + {step}*1 + 64]",
-    "tdpbf16ps tmm0, tmm4, tmm6
-     tdpbf16ps tmm1, tmm4, tmm7
-     tdpbf16ps tmm2, tmm5, tmm6
-     tdpbf16ps tmm3, tmm5, tmm7",
+    left_two,
+    right_two,
+    two_by_two,
     "tilestored [{at} + {pitch}*1], tmm0
      tilestored [{at} + {pitch}*1 + 64], tmm1
      tilestored [{at} + {pitch}*1 + 2048], tmm2
@@ -228,34 +340,20 @@ shape!(
 );
 shape!(
     two_by_one,
-    2,
     1,
-    "tileloadd tmm4, [{at} + {row}*1]
-     tileloadd tmm5, [{below} + {row}*1]",
-    "tileloadd tmm6, [{at} + {step}*1]",
-    "tdpbf16ps tmm0, tmm4, tmm6
-     tdpbf16ps tmm2, tmm5, tmm6",
+    left_two,
+    right_one,
+    two_by_one,
     "tilestored [{at} + {pitch}*1], tmm0
      tilestored [{at} + {pitch}*1 + 2048], tmm2"
 );
 shape!(
     one_by_two,
-    1,
     2,
-    "tileloadd tmm4, [{at} + {row}*1] # {below}",
-    "tileloadd tmm6, [{at} + {step}*1]
-     tileloadd tmm7, [{at} + {step}*1 + 64]",
-    "tdpbf16ps tmm0, tmm4, tmm6
-     tdpbf16ps tmm1, tmm4, tmm7",
+    left_one,
+    right_two,
+    one_by_two,
     "tilestored [{at} + {pitch}*1], tmm0
      tilestored [{at} + {pitch}*1 + 64], tmm1"
 );
-shape!(
-    one_by_one,
-    1,
-    1,
-    "tileloadd tmm4, [{at} + {row}*1] # {below}",
-    "tileloadd tmm6, [{at} + {step}*1]",
-    "tdpbf16ps tmm0, tmm4, tmm6",
-    "tilestored [{at} + {pitch}*1], tmm0"
-);
+shape!(one_by_one, 1, left_one, right_one, one_by_one, "tilestored [{at} + {pitch}*1], tmm0");

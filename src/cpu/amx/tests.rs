@@ -1,7 +1,7 @@
 //! Numbers in planes, factors in tiles, and sums of them, each against its formula.
 
 use super::again::{self, Panel};
-use super::product::{self, Copied, Factors};
+use super::product::{self, Copied, Factors, Tiled};
 use super::*;
 use crate::cpu::element::{f16_widened, Element};
 use crate::cpu::panels::{count, width, Matrix, VECTOR};
@@ -195,7 +195,8 @@ fn sums_have_every_product_once() {
         unsafe {
             right::turned(planes, &turned, 0, 0..all, panel.as_mut_ptr().cast());
             let right = panel.as_ptr().cast();
-            let factors = Factors { planes, left: to, group, right, width, depths: all, kept };
+            let left = Tiled::blocks(to, planes, kept);
+            let factors = Factors { planes, left, right, width, depths: all };
             let copied = Some(Copied { source: &matrix, first: 0, depth: 0, to });
             product::run(&factors, rows, copied, sums.0[0].as_mut_ptr(), goes_on);
         }

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::super::amx;
+use super::super::element::Element;
 use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
@@ -17,8 +18,7 @@ use super::tile_range;
 /// second-level cache.
 const BLOCK: usize = 2048;
 
-/// bfloat16 that make up an fp32.
-const PLANES: usize = 3;
+const PLANES: usize = amx::planes::count(Element::F32);
 
 /// Words of a thread's copy, of AMX the largest.
 pub const OWN_WORDS: usize = BLOCK * LANES * PLANES / 2;
@@ -125,6 +125,7 @@ impl Product {
         own: *mut f32,
     ) {
         use super::super::amx::again::{self, Blocks, Panel};
+        use super::super::amx::product::Tiled;
         let all = amx::depths(self.right.rows);
         let group = amx::group_bytes(PLANES, all);
         let width = columns.len().next_multiple_of(VECTOR);
@@ -139,12 +140,10 @@ impl Product {
                 let depths = amx::depths(steps.len());
                 let factors = amx::product::Factors {
                     planes: PLANES,
-                    left: data,
-                    group,
+                    left: Tiled { group, ..Tiled::blocks(data, PLANES, depths) },
                     right: own,
                     width,
                     depths,
-                    kept: depths,
                 };
                 amx::product::run(&factors, rows.len(), None, sums.0[0].as_mut_ptr(), false);
                 let blocks = Blocks { data, group, rows: rows.len(), k: steps.len() };

@@ -2,11 +2,11 @@
 //! columns and splits it into the left factors of both products, three bfloat16 an
 //! element: by columns for the weight's gradient, by rows for the input's.
 
-use super::super::amx::{depths, group_bytes, GROUP};
+use super::super::amx::{depths, group_bytes, planes, GROUP};
+use super::super::element::Element;
 use super::super::panels::Matrix;
 
-/// bfloat16 of an element.
-const PLANES: usize = 3;
+const PLANES: usize = planes::count(Element::F32);
 
 /// What is read, and what is wanted.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,10 @@ use std::arch::x86_64::*;
 
 use super::super::amx;
 use super::super::amx::planes::store;
-use super::super::avx512::{first_lanes, passes_relu, turn};
+use super::super::avx512::{first_lanes, load, passes_relu, turn};
 use super::super::element::Element;
 use super::super::panels::{steps, width, VECTOR};
+use super::super::tile::ROWS;
 use super::{Finish, Math, Place, Sums, LANES};
 
 /// # Safety
@@ -14,33 +15,27 @@ use super::{Finish, Math, Place, Sums, LANES};
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
     let vectors = width(finish.rows, place.panel) / VECTOR;
-    let element = finish.element;
-    for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {
-        // SAFETY: the column exists; a row of sums has two vectors.
-        unsafe {
-            let bias = if finish.bias.is_null() {
-                None
-            } else {
-                let at = finish.bias.add((place.column + i) * element.size());
-                Some(_mm512_set1_ps(element.read(at)))
-            };
-            for n in 0..vectors {
-                let at = sums.as_mut_ptr().add(VECTOR * n);
-                let mut value = _mm512_loadu_ps(at);
-                if let Some(bias) = bias {
-                    value = _mm512_add_ps(value, bias);
-                }
-                if finish.relu {
-                    value = _mm512_maskz_mov_ps(passes_relu(value), value);
-                }
-                _mm512_storeu_ps(at, rounded(element, value));
-            }
-        }
-    }
     // SAFETY: forwarded.
     unsafe {
-        if !finish.panels.is_null() {
-            to_panels(finish, place, sums, vectors);
+        if let (Math::Amx(planes), false) = (finish.math, finish.panels.is_null()) {
+            match planes {
+                1 => to_depth::<1>(finish, place, sums, vectors),
+                2 => to_depth::<2>(finish, place, sums, vectors),
+                _ => to_depth::<3>(finish, place, sums, vectors),
+            }
+        } else {
+            let bias = biases(finish, place);
+            for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {
+                for n in 0..vectors {
+                    let at = sums.as_mut_ptr().add(VECTOR * n);
+                    let bias = bias.as_ref().map(|bias| bias.0[i]);
+                    let value = value(finish, bias, _mm512_loadu_ps(at));
+                    _mm512_storeu_ps(at, rounded(finish.element, value));
+                }
+            }
+            if !finish.panels.is_null() {
+                to_panels(finish, place, sums, vectors);
+            }
         }
         if !finish.output.is_null() {
             to_rows(finish, place, sums, vectors);
@@ -48,7 +43,46 @@ pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
     }
 }
 
+/// A tile's biases as fp32, or none: read one by one they take longer than the rest.
+struct Biases([f32; ROWS]);
+
+/// # Safety
+/// As for `finish::tile`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn biases(finish: &Finish, place: Place) -> Option<Biases> {
+    if finish.bias.is_null() {
+        return None;
+    }
+    let mut biases = Biases([0.0; ROWS]);
+    let size = finish.element.size();
+    for begin in (0..place.columns).step_by(VECTOR) {
+        // SAFETY: so many columns from this one on; `ROWS` is two vectors.
+        unsafe {
+            let at = finish.bias.add((place.column + begin) * size);
+            let lanes = load(finish.element, at, (place.columns - begin).min(VECTOR));
+            _mm512_storeu_ps(biases.0.as_mut_ptr().add(begin), lanes);
+        }
+    }
+    Some(biases)
+}
+
+/// Bias and ReLU.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn value(finish: &Finish, bias: Option<f32>, sum: __m512) -> __m512 {
+    let mut value = sum;
+    if let Some(bias) = bias {
+        value = _mm512_add_ps(value, _mm512_set1_ps(bias));
+    }
+    if finish.relu {
+        value = _mm512_maskz_mov_ps(passes_relu(value), value);
+    }
+    value
+}
+
 /// The nearest numbers of the type, as fp32.
+#[inline]
 #[target_feature(enable = "avx512f")]
 fn rounded(element: Element, value: __m512) -> __m512 {
     match element {
@@ -58,9 +92,8 @@ fn rounded(element: Element, value: __m512) -> __m512 {
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
             let nearest = _mm512_add_epi32(bits, up);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
-            let bits = _mm512_mask_mov_epi32(nearest, nan, quiet);
+            let bits = _mm512_mask_or_epi32(nearest, nan, bits, _mm512_set1_epi32(0x40_0000));
             let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             _mm512_castsi512_ps(_mm512_and_si512(bits, upper))
         }
@@ -104,42 +137,45 @@ unsafe fn to_panels(finish: &Finish, place: Place, sums: &Sums, vectors: usize) 
                     }
                 }
             }
-            Math::Amx(planes) => {
-                let depth = place.column / amx::DEPTH;
-                let out = panel.add(depth * amx::depth_words(planes, width));
-                match planes {
-                    1 => to_depth::<1>(place.columns, sums, vectors, out),
-                    2 => to_depth::<2>(place.columns, sums, vectors, out),
-                    _ => to_depth::<3>(place.columns, sums, vectors, out),
-                }
-            }
+            Math::Amx(_) => unreachable!("`to_depth` writes them"),
         }
     }
 }
 
-/// Up to 32 columns as one depth of a panel, zeros behind them. Pairs are neighbours
-/// with one plane, else 16 columns apart, as `amx::left` has them.
+/// Bias, ReLU, rounding and up to 32 columns as one depth of a panel, zeros behind them,
+/// all at once. Pairs are neighbours with one plane, else 16 columns apart, as
+/// `amx::left` has them.
 ///
 /// # Safety
-/// `out` has room for a depth.
-#[target_feature(enable = "avx512f")]
-unsafe fn to_depth<const P: usize>(columns: usize, sums: &Sums, vectors: usize, out: *mut f32) {
+/// As for `finish::tile`, of so many planes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn to_depth<const P: usize>(finish: &Finish, place: Place, sums: &mut Sums, vectors: usize) {
+    let element = [Element::Bf16, Element::F16, Element::F32][P - 1];
     let width = VECTOR * vectors;
-    for step in 0..amx::STEPS {
-        let pair = if P == 1 { [2 * step, 2 * step + 1] } else { [step, amx::STEPS + step] };
-        for n in 0..vectors {
-            let read = |column: usize| {
-                if column < columns {
-                    // SAFETY: a row of sums has two vectors.
-                    unsafe { _mm512_loadu_ps(sums.0[column].as_ptr().add(VECTOR * n)) }
-                } else {
-                    _mm512_setzero_ps()
-                }
-            };
-            // SAFETY: the caller's promise.
-            unsafe {
+    let all = steps(finish.math, finish.n);
+    let depth = place.column / amx::DEPTH * amx::depth_words(P, width);
+    let out = finish.panels.wrapping_add(place.panel * LANES * all + depth);
+    let keeps = !finish.output.is_null();
+    // SAFETY: a row of sums has two vectors; the panel has this depth.
+    unsafe {
+        let bias = biases(finish, place);
+        for step in 0..amx::STEPS {
+            let pair = if P == 1 { [2 * step, 2 * step + 1] } else { [step, amx::STEPS + step] };
+            for n in 0..vectors {
+                let [lower, upper] = pair.map(|column| {
+                    if column >= place.columns {
+                        return _mm512_setzero_ps();
+                    }
+                    let at = sums.0[column].as_mut_ptr().add(VECTOR * n);
+                    let bias = bias.as_ref().map(|bias| bias.0[column]);
+                    let value = rounded(element, value(finish, bias, _mm512_loadu_ps(at)));
+                    if keeps {
+                        _mm512_storeu_ps(at, value);
+                    }
+                    value
+                });
                 let to = out.add(step * width + VECTOR * n).cast();
-                store::<P>(read(pair[0]), read(pair[1]), to, 4 * amx::STEPS * width);
+                store::<P>(lower, upper, to, 4 * amx::STEPS * width);
             }
         }
     }
@@ -154,13 +190,10 @@ unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
         let (begin, n) = (i / vectors * VECTOR, i % vectors);
         let mask = first_lanes((place.columns - begin).min(VECTOR));
         let first = place.panel * LANES + n * VECTOR;
+        // Behind the last column are whatever sums were there: the mask keeps to columns.
         let columns = std::array::from_fn(|i| {
-            if begin + i < place.columns {
-                // SAFETY: a row of sums has two vectors.
-                unsafe { _mm512_loadu_ps(sums.0[begin + i].as_ptr().add(VECTOR * n)) }
-            } else {
-                _mm512_setzero_ps()
-            }
+            // SAFETY: a row of sums has two vectors.
+            unsafe { _mm512_loadu_ps(sums.0[begin + i].as_ptr().add(VECTOR * n)) }
         });
         let rows = turn(columns);
         for (i, row) in rows.iter().enumerate().take(finish.rows.saturating_sub(first)) {

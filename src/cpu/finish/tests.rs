@@ -17,7 +17,8 @@ fn bytes(element: Element, values: &[f32]) -> Vec<u8> {
 /// Numbers that need rounding, and the special ones.
 fn number(random: &mut Random) -> f32 {
     match random.below(30) {
-        0 => f32::NAN,
+        // Of which rounding as if they were numbers makes infinity or -0, too.
+        0 => f32::from_bits([0x7fc0_0000, 0x7f80_0001, 0x7fff_ffff][random.below(3)]),
         1 => f32::INFINITY,
         2 => f32::NEG_INFINITY,
         3 => -0.0,

@@ -107,8 +107,8 @@ impl Chain {
             Division::Rows(_) => 1,
             Division::Columns(_) => self.threads,
         };
-        if self.on_amx() {
-            return Grid::copying(rows, weight.rows, amx::COLUMNS, DEPTH, threads);
+        if let Math::Amx(planes) = self.kernels.math {
+            return Grid::copying(rows, weight.rows, amx::most_columns(planes), DEPTH, threads);
         }
         let tile = tile_rows(self.kernels.isa, self.row_bytes(weight));
         Grid::new(rows, weight.rows, tile, self.unit(), threads)

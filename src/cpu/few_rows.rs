@@ -141,60 +141,38 @@ unsafe fn block<const M: usize, const R: usize>(
 }
 
 /// Bias, ReLU, rounding, of `R` columns side by side, at element `at` of the result.
-/// Whole arrays are read and written: the compiler need not ask which ones overlap.
 ///
 /// # Safety
 /// As for [`run`], with the elements in bounds.
 #[inline(always)]
 unsafe fn store<const R: usize>(layer: &Layer, at: usize, column: usize, mut sums: [f32; R]) {
-    if layer.element != Element::F32 {
-        // SAFETY: forwarded.
-        return unsafe { store_narrow(layer, at, column, sums) };
-    }
+    let element = layer.element;
     // SAFETY: the caller's promise; the bias is not null where it is read.
     unsafe {
         if !layer.bias.is_null() {
-            let bias = *layer.bias.cast::<f32>().add(column).cast::<[f32; R]>();
+            let bias = match element {
+                Element::F32 => *layer.bias.cast::<f32>().add(column).cast::<[f32; R]>(),
+                _ => (*layer.bias.cast::<u16>().add(column).cast::<[u16; R]>())
+                    .map(|bits| element.widened(bits)),
+            };
             sums = std::array::from_fn(|r| sums[r] + bias[r]);
         }
         if layer.relu {
             sums = sums.map(relu);
         }
-        if !layer.output.is_null() {
-            *layer.output.cast::<f32>().add(at).cast::<[f32; R]>() = sums;
+        if element == Element::F32 {
+            if !layer.output.is_null() {
+                *layer.output.cast::<f32>().add(at).cast::<[f32; R]>() = sums;
+            }
+        } else {
+            let bits = sums.map(|sum| element.rounded(sum));
+            sums = bits.map(|bits| element.widened(bits));
+            if !layer.output.is_null() {
+                *layer.output.cast::<u16>().add(at).cast::<[u16; R]>() = bits;
+            }
         }
         if !layer.wide.is_null() {
             *layer.wide.add(at).cast::<[f32; R]>() = sums;
-        }
-    }
-}
-
-/// The same of 16-bit elements.
-///
-/// # Safety
-/// As for [`store`].
-unsafe fn store_narrow<const R: usize>(
-    layer: &Layer,
-    at: usize,
-    column: usize,
-    mut sums: [f32; R],
-) {
-    let element = layer.element;
-    // SAFETY: as above.
-    unsafe {
-        if !layer.bias.is_null() {
-            let bias = *layer.bias.cast::<u16>().add(column).cast::<[u16; R]>();
-            sums = std::array::from_fn(|r| sums[r] + element.widened(bias[r]));
-        }
-        if layer.relu {
-            sums = sums.map(relu);
-        }
-        let bits = sums.map(|sum| element.rounded(sum));
-        if !layer.output.is_null() {
-            *layer.output.cast::<u16>().add(at).cast::<[u16; R]>() = bits;
-        }
-        if !layer.wide.is_null() {
-            *layer.wide.add(at).cast::<[f32; R]>() = bits.map(|bits| element.widened(bits));
         }
     }
 }

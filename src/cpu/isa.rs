@@ -97,18 +97,17 @@ pub struct Choice {
     pub dot: f64,
     /// The same of AMX's `tdpbf16ps`; 0 where it may not be used.
     pub amx: f64,
+    /// `HYPATIA_CPU_ISA=amx`: AMX whatever its rate.
+    pub amx_wanted: bool,
 }
 
 impl Choice {
     /// Whether AMX multiplies elements of so many planes faster than FMA: its tiles do 16
     /// times what FMA does, but 4 to 6 times while others use the core's other half.
-    /// `HYPATIA_CPU_ISA=amx` says that it does.
     #[must_use]
     pub fn amx_pays(&self, planes: usize) -> bool {
-        static WANTED: OnceLock<bool> = OnceLock::new();
-        let wanted =
-            *WANTED.get_or_init(|| std::env::var("HYPATIA_CPU_ISA").as_deref() == Ok("amx"));
-        self.amx > if wanted { 0.0 } else { PAYS * self.fma * amx::products(planes) as f64 }
+        self.amx > 0.0
+            && (self.amx_wanted || self.amx > PAYS * self.fma * amx::products(planes) as f64)
     }
 }
 
@@ -144,7 +143,8 @@ pub fn bf16() -> Choice {
             Ok("amx") if amx > 0.0 => Bf16::Amx,
             _ => fastest(fma, dot, amx),
         };
-        Choice { bf16, fma, dot, amx }
+        let amx_wanted = std::env::var("HYPATIA_CPU_ISA").as_deref() == Ok("amx");
+        Choice { bf16, fma, dot, amx, amx_wanted }
     })
 }
 
@@ -257,11 +257,14 @@ mod tests {
 
     #[test]
     fn amx_pays_where_all_its_products_do() {
-        let choice = Choice { bf16: Bf16::Amx, fma: 150.0, dot: 90.0, amx: 2300.0 };
+        let choice =
+            Choice { bf16: Bf16::Amx, fma: 150.0, dot: 90.0, amx: 2300.0, amx_wanted: false };
         assert!((1..=3).all(|planes| choice.amx_pays(planes)));
         let slower = Choice { amx: 1000.0, ..choice };
         assert!(slower.amx_pays(2) && !slower.amx_pays(3));
+        assert!(Choice { amx_wanted: true, ..slower }.amx_pays(3));
         assert!(!Choice { amx: 0.0, ..choice }.amx_pays(1));
+        assert!(!Choice { amx: 0.0, amx_wanted: true, ..choice }.amx_pays(1), "there is none");
     }
 
     #[test]

@@ -25,8 +25,9 @@ def on_cpu(monkeypatch):
 )
 def test_no_more_error_than_eager(size, name):
     ours, theirs = fp32_data.compare(fp32_data.linear, F.linear, *fp32_data.CLASSES[name](*size))
-    # The worst element is one of many: some spread is luck.
-    assert ours[0] <= theirs[0] and ours[1] <= 1.05 * theirs[1], (ours, theirs)
+    # At K = 4096 the worst element may be as bad as eager's: some spread is luck.
+    spread = 1.05 if size[2] > 2048 else 1
+    assert ours[0] <= theirs[0] and ours[1] <= spread * theirs[1], (ours, theirs)
 
 
 def relative(got, exact):

@@ -10,7 +10,8 @@ import oracle
 from support import eager_mlp, fused, mlp, mlp_forward, mlp_operands, python_ok, rand, split
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-HAS_KERNELS = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]["isa"] != "scalar"
+KERNELS = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]
+HAS_KERNELS = KERNELS["isa"] != "scalar"
 
 # Up to eight rows dot products, then tiles of 16 and 32 lanes, panels of 32.
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 65, 100]
@@ -60,8 +61,10 @@ def test_where_it_runs():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("least", "most"), [(1, 8), (9, 64), (65, 130)])
+@pytest.mark.parametrize(("least", "most"), [(1, 8), (9, 64), (65, 130), (9, 70)])
 def test_a_row_is_the_same_bits_in_every_batch(dtype, least, most):
+    if (least, most) == (9, 70) and dtype == torch.float32 and KERNELS["fp32"] == "amx":
+        pytest.skip("fp32 goes from FMA to AMX behind 64 rows")
     x, weights, biases = mlp_operands([most], [300, 130, 75], dtype, bias="some")
     whole = mlp(x, weights, biases, True)
     for rows in range(least, most):

@@ -6,10 +6,57 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::planes::store;
-use super::{DEPTH, GROUP, ROW, STEPS, TILE};
+use super::{group_bytes, DEPTH, GROUP, ROW, STEPS, TILE};
 use crate::cpu::avx512::load;
 use crate::cpu::element::{bf16_widened, Element};
 use crate::cpu::panels::{Matrix, VECTOR};
+
+/// Where the tiles of the left factor lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Tiled {
+    /// The first one of the first 16 rows; with more planes their tiles follow it.
+    pub at: *const u8,
+    /// Bytes from one row to the next.
+    pub row: usize,
+    /// Bytes to the next 16 rows.
+    pub group: usize,
+    /// Bytes from one depth to the next.
+    pub step: usize,
+    /// So many depths lie like that. Of a copy that is read once, while it is made, only
+    /// these are kept: the next one takes the first one's place.
+    pub whole: usize,
+    /// Of bfloat16 where it lies the last depth may not reach its end: tiles of that one.
+    pub rest: *const u8,
+}
+
+impl Tiled {
+    /// Blocks as [`copy_rows`] writes them, of so many depths.
+    #[must_use]
+    pub fn blocks(at: *const u8, planes: usize, depths: usize) -> Self {
+        let group = group_bytes(planes, depths);
+        Self { at, row: ROW, group, step: planes * TILE, whole: depths, rest: std::ptr::null() }
+    }
+
+    /// Tiles of bfloat16 as they lie: of `rows`, whole groups, k from `depth` on; `rest` as
+    /// above, for a depth behind the last whole one.
+    ///
+    /// # Safety
+    /// The rows exist.
+    #[must_use]
+    pub unsafe fn in_place(
+        source: &Matrix,
+        rows: Range<usize>,
+        depth: usize,
+        rest: *const u8,
+    ) -> Self {
+        debug_assert!(rows.len().is_multiple_of(GROUP) && rows.end <= source.rows);
+        // SAFETY: the caller's promise.
+        let at = unsafe { source.row(rows.start) }.wrapping_add(depth * ROW);
+        let row = source.stride * source.element.size();
+        let whole = source.k / DEPTH - depth;
+        Self { at, row, group: GROUP * row, step: ROW, whole, rest }
+    }
+}
 
 /// One depth of the rows `rows` of a matrix, of those from `first` on, to their places in
 /// the blocks at `to`, whose groups are `group` bytes apart; zeros behind the matrix's k.

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::left::copy_rows;
-use super::{depth_words, group_bytes, DEPTH, GROUP, ROW, ROWS, TILE};
+use super::left::{copy_rows, Tiled};
+use super::{depth_words, GROUP, ROW, ROWS, TILE};
 use crate::cpu::panels::{Matrix, VECTOR};
 use crate::cpu::tile::LANES;
 
@@ -24,53 +24,6 @@ pub struct Factors {
     pub width: usize,
     /// How many tiles of k.
     pub depths: usize,
-}
-
-/// Where the tiles of the left factor lie.
-#[derive(Debug, Clone, Copy)]
-pub struct Tiled {
-    /// The first one of the first 16 rows; with more planes their tiles follow it.
-    pub at: *const u8,
-    /// Bytes from one row to the next.
-    pub row: usize,
-    /// Bytes to the next 16 rows.
-    pub group: usize,
-    /// Bytes from one depth to the next.
-    pub step: usize,
-    /// So many depths lie like that. Of a copy that is read once, while it is made, only
-    /// these are kept: the next one takes the first one's place.
-    pub whole: usize,
-    /// Of bfloat16 where it lies the last depth may not reach its end: tiles of that one.
-    pub rest: *const u8,
-}
-
-impl Tiled {
-    /// `left`'s blocks, `[group][depth][plane]`, of so many depths.
-    #[must_use]
-    pub fn blocks(at: *const u8, planes: usize, depths: usize) -> Self {
-        let group = group_bytes(planes, depths);
-        Self { at, row: ROW, group, step: planes * TILE, whole: depths, rest: std::ptr::null() }
-    }
-
-    /// Tiles of bfloat16 as they lie: of `rows`, whole groups, k from `depth` on; `rest` as
-    /// above, for a depth behind the last whole one.
-    ///
-    /// # Safety
-    /// The rows exist.
-    #[must_use]
-    pub unsafe fn in_place(
-        source: &Matrix,
-        rows: Range<usize>,
-        depth: usize,
-        rest: *const u8,
-    ) -> Self {
-        debug_assert!(rows.len().is_multiple_of(GROUP) && rows.end <= source.rows);
-        // SAFETY: the caller's promise.
-        let at = unsafe { source.row(rows.start) }.wrapping_add(depth * ROW);
-        let row = source.stride * source.element.size();
-        let whole = source.k / DEPTH - depth;
-        Self { at, row, group: GROUP * row, step: ROW, whole, rest }
-    }
 }
 
 /// Rows that are copied to `left`'s blocks while they are multiplied for the first

@@ -1,7 +1,8 @@
 //! Numbers in planes, factors in tiles, and sums of them, each against its formula.
 
 use super::again::{self, Panel};
-use super::product::{self, Copied, Factors, Tiled};
+use super::left::Tiled;
+use super::product::{self, Copied, Factors};
 use super::*;
 use crate::cpu::element::{f16_widened, Element};
 use crate::cpu::panels::{count, width, Matrix, VECTOR};

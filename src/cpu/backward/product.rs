@@ -125,7 +125,7 @@ impl Product {
         own: *mut f32,
     ) {
         use super::super::amx::again::{self, Blocks, Panel};
-        use super::super::amx::product::Tiled;
+        use super::super::amx::left::Tiled;
         let all = amx::depths(self.right.rows);
         let group = amx::group_bytes(PLANES, all);
         let width = columns.len().next_multiple_of(VECTOR);

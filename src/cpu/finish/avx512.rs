@@ -28,7 +28,7 @@ pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
             for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {
                 for n in 0..vectors {
                     let at = sums.as_mut_ptr().add(VECTOR * n);
-                    let bias = bias.as_ref().map(|bias| bias.0[i]);
+                    let bias = bias.as_ref().map(|bias| bias[i]);
                     let value = value(finish, bias, _mm512_loadu_ps(at));
                     _mm512_storeu_ps(at, rounded(finish.element, value));
                 }
@@ -44,24 +44,23 @@ pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
 }
 
 /// A tile's biases as fp32, or none: read one by one they take longer than the rest.
-struct Biases([f32; ROWS]);
-
+///
 /// # Safety
 /// As for `finish::tile`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn biases(finish: &Finish, place: Place) -> Option<Biases> {
+unsafe fn biases(finish: &Finish, place: Place) -> Option<[f32; ROWS]> {
     if finish.bias.is_null() {
         return None;
     }
-    let mut biases = Biases([0.0; ROWS]);
+    let mut biases = [0.0; ROWS];
     let size = finish.element.size();
     for begin in (0..place.columns).step_by(VECTOR) {
         // SAFETY: so many columns from this one on; `ROWS` is two vectors.
         unsafe {
             let at = finish.bias.add((place.column + begin) * size);
             let lanes = load(finish.element, at, (place.columns - begin).min(VECTOR));
-            _mm512_storeu_ps(biases.0.as_mut_ptr().add(begin), lanes);
+            _mm512_storeu_ps(biases.as_mut_ptr().add(begin), lanes);
         }
     }
     Some(biases)
@@ -167,7 +166,7 @@ unsafe fn to_depth<const P: usize>(finish: &Finish, place: Place, sums: &mut Sum
                         return _mm512_setzero_ps();
                     }
                     let at = sums.0[column].as_mut_ptr().add(VECTOR * n);
-                    let bias = bias.as_ref().map(|bias| bias.0[column]);
+                    let bias = bias.as_ref().map(|bias| bias[column]);
                     let value = rounded(element, value(finish, bias, _mm512_loadu_ps(at)));
                     if keeps {
                         _mm512_storeu_ps(at, value);

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::super::super::amx::again::{self, Left, Panel};
-use super::super::super::amx::left::copy_rows;
-use super::super::super::amx::product::{self, Copied, Factors, Tiled};
+use super::super::super::amx::left::{copy_rows, Tiled};
+use super::super::super::amx::product::{self, Copied, Factors};
 use super::super::super::amx::{depth_words, depths, group_bytes, DEPTH, GROUP, ROWS, TILE};
 use super::super::super::element::Element;
 use super::super::super::finish::{self, Finish, Place};

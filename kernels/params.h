@@ -147,3 +147,32 @@ struct TensorChainParams {
   TensorChainLayer layer[kTensorChainLayers];
 };
 static_assert(sizeof(TensorChainParams) == 416, "launch/params.rs says 416");
+
+// One layer of cluster_mlp.cu.
+struct ClusterMlpLayer {
+  const void* bias;  // [n] or null
+  int n;
+  int chunks;  // of k, 128 bytes
+  int tiles;   // of 64 columns
+  int relu;
+};
+static_assert(sizeof(ClusterMlpLayer) == 24, "launch/params.rs says 24");
+
+constexpr int kClusterMlpLayers = 12;
+
+// Its tensor maps are a parameter of their own.
+struct ClusterMlpParams {
+  void* d;  // [m, n of the last], dense, where `by_map` is 0
+  int m;
+  int layers;
+  int by_map;      // d's rows start on 16 bytes
+  int stages;      // of the ring of weights, at most 12
+  int even_bytes;  // of the inputs of layers 0, 2, ...; a multiple of 1024
+  int odd_bytes;   // of layers 1, 3, ...; a multiple of 1024
+  // Of 128 bytes of k, in `even_bytes`, through which the input goes round: an
+  // even number, of two a stage or of all that there are.
+  int even_blocks;
+  int reserved;
+  ClusterMlpLayer layer[kClusterMlpLayers];
+};
+static_assert(sizeof(ClusterMlpParams) == 328, "launch/params.rs says 328");

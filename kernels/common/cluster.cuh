@@ -44,6 +44,20 @@ __device__ inline unsigned map_to_rank(unsigned address, unsigned rank) {
   return r;
 }
 
+// True in one thread of a warp, which comes here as a whole: instructions of
+// the copy engine are then issued without a loop over threads.
+__device__ inline bool elected() {
+  unsigned is;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(is));
+  return is != 0;
+}
+
 // The kernel in front on the stream, if this one was launched to overlap its
 // end: has ended, and what it wrote is there.
 __device__ inline void wait_for_grid_in_front() {

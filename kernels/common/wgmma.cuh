@@ -53,12 +53,14 @@ struct F16Tag {};
 struct Tf32Tag {};
 
 // clang-format off
-#define HYPATIA_D8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
-  "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define HYPATIA_D4(d, i) \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define HYPATIA_D8(d, i) HYPATIA_D4(d, i), HYPATIA_D4(d, i + 4)
 #define HYPATIA_D16(d, i) HYPATIA_D8(d, i), HYPATIA_D8(d, i + 8)
 #define HYPATIA_D32(d, i) HYPATIA_D16(d, i), HYPATIA_D16(d, i + 16)
 #define HYPATIA_D64(d, i) HYPATIA_D32(d, i), HYPATIA_D32(d, i + 32)
+#define HYPATIA_NAMES4 "%0, %1, %2, %3"
+#define HYPATIA_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define HYPATIA_NAMES16 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define HYPATIA_NAMES32 \
@@ -135,9 +137,13 @@ __device__ inline void wgmma_bf16(float (&d)[16], const unsigned (&a)[4],
 HYPATIA_WGMMA(Bf16Tag, "bf16", 128, 64, 64, 65, 66, 67)
 HYPATIA_WGMMA(Bf16Tag, "bf16", 64, 32, 32, 33, 34, 35)
 HYPATIA_WGMMA(Bf16Tag, "bf16", 32, 16, 16, 17, 18, 19)
+HYPATIA_WGMMA(Bf16Tag, "bf16", 16, 8, 8, 9, 10, 11)
+HYPATIA_WGMMA(Bf16Tag, "bf16", 8, 4, 4, 5, 6, 7)
 HYPATIA_WGMMA(F16Tag, "f16", 128, 64, 64, 65, 66, 67)
 HYPATIA_WGMMA(F16Tag, "f16", 64, 32, 32, 33, 34, 35)
 HYPATIA_WGMMA(F16Tag, "f16", 32, 16, 16, 17, 18, 19)
+HYPATIA_WGMMA(F16Tag, "f16", 16, 8, 8, 9, 10, 11)
+HYPATIA_WGMMA(F16Tag, "f16", 8, 4, 4, 5, 6, 7)
 
 #undef HYPATIA_WGMMA
 
@@ -158,12 +164,17 @@ HYPATIA_WGMMA(F16Tag, "f16", 32, 16, 16, 17, 18, 19)
 HYPATIA_WGMMA_TF32(128, 64, 64, 65)
 HYPATIA_WGMMA_TF32(64, 32, 32, 33)
 HYPATIA_WGMMA_TF32(32, 16, 16, 17)
+HYPATIA_WGMMA_TF32(16, 8, 8, 9)
+HYPATIA_WGMMA_TF32(8, 4, 4, 5)
 
 #undef HYPATIA_WGMMA_TF32
+#undef HYPATIA_D4
 #undef HYPATIA_D8
 #undef HYPATIA_D16
 #undef HYPATIA_D32
 #undef HYPATIA_D64
+#undef HYPATIA_NAMES4
+#undef HYPATIA_NAMES8
 #undef HYPATIA_NAMES16
 #undef HYPATIA_NAMES32
 #undef HYPATIA_NAMES64

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUstream;
 
 use super::call::Call;
+use super::cluster_mlp::ClusterMlpKernels;
 use super::device::{device, Device};
 use super::lanes::Lanes;
 use super::own_chain::OwnChain;
@@ -28,7 +29,9 @@ use crate::plan::replay::Verdict;
 pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     let device = device(call.settings.device)?;
     device.bind()?;
-    if work.lacks_hidden() {
+    let settings = call.settings;
+    let clusters = &device.modules.cluster_mlp;
+    if work.lacks_hidden() && ClusterMlpKernels::plan(clusters, settings, &work).is_none() {
         let small_mlp = &device.modules.small_mlp;
         if let Some(whole) = MlpLaunch::choose(small_mlp, call.settings, &work) {
             // SAFETY: forwarded.

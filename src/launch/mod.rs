@@ -5,7 +5,7 @@
 //! `algorithm` (what a plan chooses), `tune` (timing), `kept_plans` and `plan_file`
 //! (plans that outlive the process). Kernels of ours: `modules` (embedded images),
 //! `kernel` (launches), `params`, `tensor_map` (matrices as the copy engine sees them),
-//! `relu_backward`, `small_mlp`, `tensor_gemm`, `tensor_chain`, `fp32`. Below them: `device`
+//! `relu_backward`, `small_mlp`, `cluster_mlp`, `tensor_gemm`, `tensor_chain`, `fp32`. Below them: `device`
 //! (context, handles, properties), `notice` (warnings).
 //! Memory and streams belong to LibTorch; nothing here allocates device
 //! memory or synchronises after the first call of a problem.
@@ -20,6 +20,7 @@ use crate::plan::relu_grid;
 
 pub mod algorithm;
 pub mod call;
+pub mod cluster_mlp;
 pub mod cublaslt;
 pub mod device;
 pub mod exec;

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUfunction, CUmodule};
 
+use super::cluster_mlp::ClusterMlpKernels;
 use super::fp32::Fp32Kernels;
 use super::small_mlp::SmallMlp;
 use super::tensor_chain::TensorChainKernels;
@@ -32,6 +33,8 @@ pub struct Modules {
     pub missing: Option<String>,
     /// `kernels/fused_mlp.cu`, or why layers run one by one.
     pub small_mlp: Result<SmallMlp, String>,
+    /// `kernels/cluster_mlp.cu`, or why none of it.
+    pub cluster_mlp: Result<ClusterMlpKernels, String>,
     /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
     pub fp32: Result<Fp32Kernels, String>,
     /// `kernels/tensor_gemm.cu`, or why cuBLASLt does all 16-bit products.
@@ -71,7 +74,8 @@ impl Modules {
         let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
         let (tensor_gemm, tensor_chain) =
             (TensorGemm::load(capability), TensorChainKernels::load(capability));
-        Self { relu_backward, missing, small_mlp, fp32, tensor_gemm, tensor_chain }
+        let cluster_mlp = ClusterMlpKernels::load(capability);
+        Self { relu_backward, missing, small_mlp, cluster_mlp, fp32, tensor_gemm, tensor_chain }
     }
 
     /// The function for a dtype, vectorized or for any strides.

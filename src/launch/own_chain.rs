@@ -2,6 +2,7 @@
 //! forward pass in one launch.
 
 use super::call::Call;
+use super::cluster_mlp::ClusterMlpLaunch;
 use super::device::Device;
 use super::fp32::ReadyChain;
 use super::tensor_chain::TensorChainLaunch;
@@ -13,17 +14,23 @@ use crate::plan::layer::Work;
 pub enum OwnChain<'a> {
     /// `kernels/fp32_*.cu`.
     Fp32(ReadyChain<'a>),
+    /// `kernels/cluster_mlp.cu`.
+    Cluster(ClusterMlpLaunch<'a>),
     /// `kernels/tensor_chain.cu`.
     Tensor(Box<TensorChainLaunch<'a>>),
 }
 
 impl<'a> OwnChain<'a> {
     /// `None` if the layers run one by one.
-    pub fn choose(device: &'a Device, settings: Settings, work: &Work) -> Option<Self> {
+    pub fn choose(device: &'a Device, settings: Settings, work: &'a Work) -> Option<Self> {
         let modules = &device.modules;
         if settings.is_strict_fp32() {
             let chosen = ReadyChain::choose(&modules.fp32, settings, work, device.multiprocessors);
             return chosen.map(Self::Fp32);
+        }
+        let chosen = ClusterMlpLaunch::choose(&modules.cluster_mlp, settings, work);
+        if chosen.is_some() || work.lacks_hidden() {
+            return chosen.map(Self::Cluster);
         }
         let chosen = TensorChainLaunch::choose(&modules.tensor_chain, settings, work);
         chosen.map(|launch| Self::Tensor(Box::new(launch)))
@@ -33,14 +40,16 @@ impl<'a> OwnChain<'a> {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Fp32(_) => "fp32 on the tensor cores",
+            Self::Cluster(_) => "all layers in clusters",
             Self::Tensor(_) => "all layers in one launch",
         }
     }
 
-    /// Scratch bytes behind the tickets; both use the tickets.
+    /// Scratch bytes behind the tickets; where there are any, the tickets are used.
     pub fn scratch_bytes(&self) -> usize {
         match self {
             Self::Fp32(chain) => chain.scratch_bytes(),
+            Self::Cluster(launch) => launch.scratch_bytes(),
             Self::Tensor(_) => 256,
         }
     }
@@ -59,6 +68,7 @@ impl<'a> OwnChain<'a> {
         unsafe {
             match self {
                 Self::Fp32(chain) => chain.launch(call),
+                Self::Cluster(launch) => launch.launch(call),
                 Self::Tensor(launch) => launch.launch(call),
             }
         }
@@ -68,6 +78,7 @@ impl<'a> OwnChain<'a> {
     pub fn give_up(&self) {
         match self {
             Self::Fp32(chain) => chain.give_up(),
+            Self::Cluster(launch) => launch.give_up(),
             Self::Tensor(launch) => launch.give_up(),
         }
     }

@@ -1,6 +1,6 @@
 //! Kernel parameter blocks, field for field those of `kernels/params.h`.
 
-use crate::plan::{small_mlp, tensor_chain};
+use crate::plan::{cluster_mlp, small_mlp, tensor_chain};
 
 /// See `kernels/params.h`. Device addresses as integers: nothing on this side
 /// follows them.
@@ -294,6 +294,67 @@ pub struct TensorChainMaps {
 
 const _: () = assert!(size_of::<TensorChainMaps>() == 3200, "tensor_chain.cu has as many");
 
+/// Layers of [`ClusterMlpParams`], `kClusterMlpLayers` there.
+pub const CLUSTER_LAYERS: usize = cluster_mlp::MAX_LAYERS;
+
+/// One layer of `kernels/cluster_mlp.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClusterMlpLayer {
+    /// `[n]`, or 0.
+    pub bias: u64,
+    /// Columns of the result.
+    pub n: i32,
+    /// Of k, 128 bytes each.
+    pub chunks: i32,
+    /// Of 64 columns.
+    pub tiles: i32,
+    /// 1 if a ReLU follows.
+    pub relu: i32,
+}
+
+const _: () = assert!(size_of::<ClusterMlpLayer>() == 24, "params.h says 24");
+
+/// A chain of layers for `kernels/cluster_mlp.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClusterMlpParams {
+    /// `[m, n of the last layer]`, dense, where `by_map` is 0.
+    pub d: u64,
+    /// Rows of every result.
+    pub m: i32,
+    /// Of `layer`, how many count.
+    pub layers: i32,
+    /// 1 if the rows of `d` start on 16 bytes.
+    pub by_map: i32,
+    /// Of the ring of weights.
+    pub stages: i32,
+    /// Of the inputs of layers 0, 2, ...
+    pub even_bytes: i32,
+    /// Of the inputs of layers 1, 3, ...
+    pub odd_bytes: i32,
+    /// In `even_bytes`, through which the input goes round.
+    pub even_blocks: i32,
+    /// 0.
+    pub reserved: i32,
+    /// From the first on.
+    pub layer: [ClusterMlpLayer; CLUSTER_LAYERS],
+}
+
+const _: () = assert!(size_of::<ClusterMlpParams>() == 328, "params.h says 328");
+
+/// `ClusterMlpMaps` of `kernels/cluster_mlp.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClusterMlpMaps {
+    /// Of each layer.
+    pub weight: [TensorMap; CLUSTER_LAYERS],
+    /// The input, then the result of each layer.
+    pub activation: [TensorMap; CLUSTER_LAYERS + 1],
+}
+
+const _: () = assert!(size_of::<ClusterMlpMaps>() == 3200, "cluster_mlp.cu has as many");
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
@@ -348,9 +409,12 @@ mod tests {
         assert_eq!(fields(&TensorGemmParams::default()), declared("TensorGemmParams"));
         assert_eq!(fields(&TensorChainLayer::default()), declared("TensorChainLayer"));
         assert_eq!(fields(&TensorChainParams::default()), declared("TensorChainParams"));
+        assert_eq!(fields(&ClusterMlpLayer::default()), declared("ClusterMlpLayer"));
+        assert_eq!(fields(&ClusterMlpParams::default()), declared("ClusterMlpParams"));
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
+        assert!(HEADER.contains(&format!("kClusterMlpLayers = {CLUSTER_LAYERS};")));
         assert!(HEADER.contains(&format!("kTensorChainLayers = {CHAIN_LAYERS};")));
         let slots =
             format!("kTensorChainCounts = {CHAIN_COUNTS}, kTensorChainSlots = {CHAIN_SLOTS};");

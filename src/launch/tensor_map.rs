@@ -50,7 +50,9 @@ impl Boxes {
         };
         let mut map = TensorMap::default();
         let sizes = [self.run as u64, self.runs as u64];
-        let strides = [self.ld as u64 * self.dtype.size()];
+        // With one run it is not used, but must be as others are.
+        let ld = if self.runs == 1 { (self.run + 15) / 16 * 16 } else { self.ld };
+        let strides = [ld as u64 * self.dtype.size()];
         let steps = [1, 1];
         // SAFETY: writes one map, as large and aligned as the driver's own type
         // (asserted below); the arrays have as many entries as dimensions say.

@@ -3,9 +3,10 @@
 
 use std::fmt;
 
-use super::check::{alignment, Matrix, Settings};
+use super::check::Settings;
 use super::format::Format;
 use super::layer::{Layer, Work};
+use super::operands::takes;
 use super::relu_grid::TICKETS;
 
 /// Layers of one launch, `kTensorChainLayers`.
@@ -141,27 +142,9 @@ fn tile(layer: &Layer, row_tiles: i64, at_once: i64) -> Tiled {
     Tiled { n, k, cols, col_tiles: tiles(cols) }
 }
 
-/// Whether the copy engine reads every operand; then, whether it can store the last
-/// result.
-fn takes(input: Matrix, layers: &[Layer], format: Format) -> Result<bool, &'static str> {
-    let whole = |columns: i64| columns % (i64::from(format.run()) / 8) == 0;
-    let readable = |m: Matrix| {
-        let aligned = m.data.is_multiple_of(16) && whole(m.row_stride) && m.row_stride >= m.cols;
-        let small = m.rows.max(m.cols).max(m.row_stride) <= i64::from(i32::MAX);
-        m.col_stride == 1 && m.cols > 0 && m.rows > 0 && aligned && small
-    };
-    if !readable(input) || !layers.iter().all(|layer| readable(layer.weight)) {
-        return Err("an operand is not aligned or not stored by rows");
-    }
-    let storable = |layer: &Layer| whole(layer.weight.rows) && alignment(layer.output) >= 16;
-    match layers {
-        [hidden @ .., last] if hidden.iter().all(storable) => Ok(storable(last)),
-        _ => Err("a hidden result is not aligned"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::check::Matrix;
     use super::super::problem::{Dtype, Math};
     use super::*;
 

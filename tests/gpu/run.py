@@ -108,7 +108,8 @@ def sanitizers():
                 if hopper and check == "initcheck":
                     continue
                 title = f"compute-sanitizer {check}, {source.stem}"
-                counts.append(command(title, [*under(check), program]))
+                few = ["few"] if check == "racecheck" else []
+                counts.append(command(title, [*under(check), program, *few]))
     return counts
 
 
@@ -147,6 +148,16 @@ def main():
                     cwd=HERE,
                     HYPATIA_TENSOR_GEMM="1",
                     HYPATIA_TENSOR_CHAIN="1",
+                    HYPATIA_CLUSTER_MLP="0",
+                    HYPATIA_TUNE="0",
+                )
+            )
+            counts.append(
+                command(
+                    "chains of every size that fits by clusters",
+                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains", "test_cluster_mlp"],
+                    cwd=HERE,
+                    HYPATIA_CLUSTER_MLP="1",
                     HYPATIA_TUNE="0",
                 )
             )

@@ -192,7 +192,7 @@ class Choice(unittest.TestCase):
         code = "import test_small_mlp as t; t.run_every_problem()"
         run = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "HYPATIA_LIBRARY": str(LIBRARY), "HYPATIA_LOG": "plan", "HYPATIA_TUNE": "0", **env},
+            env={**os.environ, "HYPATIA_LIBRARY": str(LIBRARY), "HYPATIA_LOG": "plan", "HYPATIA_TUNE": "0", "HYPATIA_CLUSTER_MLP": "0", **env},
             capture_output=True,
             text=True,
             cwd=pathlib.Path(__file__).resolve().parent,

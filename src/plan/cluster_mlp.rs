@@ -1,0 +1,328 @@
+//! How `kernels/cluster_mlp.cu` does a forward pass in one launch, and where that is
+//! worth it: chains of small layers on few rows. What was measured is in
+//! `docs/small_mlp.md`.
+
+use std::fmt;
+
+use super::check::Settings;
+use super::format::Format;
+use super::layer::Work;
+use super::operands::takes;
+use super::small_mlp::SHARED_BYTES;
+
+/// Layers of one launch, `kClusterMlpLayers`.
+pub const MAX_LAYERS: usize = 12;
+/// Threads of a block: four computing warps, one that fetches, one that sends.
+pub const THREADS: u32 = 192;
+/// Rows of a cluster, one kernel each.
+pub const ROWS: [i64; 3] = [8, 16, 32];
+/// Blocks of a cluster: for layers of up to 256 columns, and for wider ones.
+pub const CLUSTER_SIZES: [i64; 2] = [4, 8];
+
+// The kernel's, in bytes.
+const CHUNK: i64 = 128; // of k
+const BARRIERS: i64 = 1024;
+const ALIGNMENT: i64 = 1024;
+const STAGE_CHUNKS: i64 = 2;
+const STAGE: i64 = STAGE_CHUNKS * COLS * CHUNK;
+const COLS: i64 = 64; // of a tile
+const STAGES: std::ops::RangeInclusive<i64> = 4..=12;
+
+/// So many blocks get their weights as fast as they can take them; with more, L2 gives
+/// each less.
+const BLOCKS: i64 = 64;
+/// Scratch memory for hidden results begins at multiples of it.
+const SCRATCH_ALIGNMENT: i64 = 256;
+
+/// What the user asked for (`HYPATIA_CLUSTER_MLP`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Where it was measured to be faster.
+    WhereFaster,
+    /// Wherever it works.
+    Always,
+}
+
+/// How many clusters run at a time: by [`ROWS`], then as [`CLUSTER_SIZES`].
+pub type Clusters = [[i64; CLUSTER_SIZES.len()]; ROWS.len()];
+
+/// A layer in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tiled {
+    /// Columns of the result.
+    pub n: i64,
+    /// Length of each sum.
+    pub k: i64,
+    /// Of k, 128 bytes each.
+    pub chunks: i64,
+    /// Of 64 columns.
+    pub tiles: i64,
+    /// Where the result goes in scratch memory if it has no other place.
+    pub scratch: i64,
+}
+
+/// One launch for all layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterMlp {
+    /// Rows of every result.
+    pub rows: i64,
+    /// Rows of a cluster, as an index of [`ROWS`].
+    pub kernel: usize,
+    /// Blocks of a cluster.
+    pub cluster: i64,
+    /// Clusters, each over the next rows.
+    pub clusters: i64,
+    /// From the first on.
+    pub layers: Vec<Tiled>,
+    /// Whether the copy engine can store the last result.
+    pub by_map: bool,
+    /// How shared memory is used.
+    pub memory: Memory,
+    /// Scratch memory for hidden results without a place.
+    pub scratch_bytes: i64,
+}
+
+/// Shared memory of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Stages of the ring of weights.
+    pub stages: i64,
+    /// Bytes of the inputs of layers 0, 2, ...
+    pub even: i64,
+    /// Bytes of the inputs of layers 1, 3, ...
+    pub odd: i64,
+    /// Of 128 bytes of k, in `even`, through which the input goes round.
+    pub even_blocks: i64,
+    /// All of it.
+    pub bytes: i64,
+}
+
+impl fmt::Display for ClusterMlp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, cluster, clusters, layers, memory, .. } = self;
+        write!(
+            f,
+            "cluster_mlp, {} layers in {clusters} clusters of {cluster}, {} rows each, {} stages",
+            layers.len(),
+            ROWS[*kernel],
+            memory.stages
+        )
+    }
+}
+
+/// The launch that does `work`, which need not have memory for hidden results.
+///
+/// # Errors
+/// Why another way is better, or all that works.
+pub fn choose(
+    settings: Settings,
+    work: &Work,
+    at_once: &Clusters,
+    policy: Policy,
+) -> Result<ClusterMlp, &'static str> {
+    let Work::Forward(input, layers) = work else { return Err("not a forward pass") };
+    let format = Format::of(settings.dtype, settings.math)
+        .ok_or("not what the tensor cores read, with sums in fp32")?;
+    if layers.len() < 2 || layers.len() > MAX_LAYERS || input.rows < 1 {
+        return Err("too few or too many layers");
+    }
+    let by_map = takes(*input, layers, format)?;
+    let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
+    if policy == Policy::WhereFaster && (widest > 512 || input.cols > 1024) {
+        return Err("too wide for clusters");
+    }
+    let size = format.dtype().size() as i64;
+    let mut scratch_bytes = 0;
+    let tiled = layers.iter().enumerate().map(|(index, layer)| {
+        let (n, k) = (layer.weight.rows, layer.weight.cols);
+        let scratch = scratch_bytes;
+        if index + 1 < layers.len() && layer.output == 0 {
+            let bytes = n * input.rows * size;
+            scratch_bytes += div_ceil(bytes, SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT;
+        }
+        Tiled { n, k, chunks: div_ceil(k * size, CHUNK), tiles: div_ceil(n, COLS), scratch }
+    });
+    let tiled: Vec<Tiled> = tiled.collect();
+    let place = usize::from(widest > 256);
+    let cluster = CLUSTER_SIZES[place];
+    let fits = |kernel: &usize, blocks: i64| {
+        let clusters = div_ceil(input.rows, ROWS[*kernel]);
+        clusters <= at_once[*kernel][place] && clusters * cluster <= blocks
+    };
+    let kernels = || 0..ROWS.len();
+    let kernel = kernels()
+        .find(|kernel| fits(kernel, BLOCKS))
+        .or_else(|| kernels().find(|kernel| fits(kernel, i64::MAX)))
+        .ok_or("more rows than the clusters that run at a time have")?;
+    let clusters = div_ceil(input.rows, ROWS[kernel]);
+    let memory = layout(&tiled, ROWS[kernel], cluster, size).ok_or("too wide for clusters")?;
+    let rows = input.rows;
+    Ok(ClusterMlp { rows, kernel, cluster, clusters, layers: tiled, by_map, memory, scratch_bytes })
+}
+
+/// Rounded up; both are positive.
+const fn div_ceil(a: i64, b: i64) -> i64 {
+    (a + b - 1) / b
+}
+
+/// `None` if it does not fit.
+fn layout(layers: &[Tiled], rows: i64, cluster: i64, size: i64) -> Option<Memory> {
+    let block = rows * CHUNK;
+    let result = rows * COLS * size;
+    let received = |layer: usize| layers[layer - 1].tiles * result;
+    let largest = |first: usize| (first..layers.len()).step_by(2).map(received).max().unwrap_or(0);
+    // What the busiest block takes, in stages; and of that the first layer.
+    let taken =
+        |layer: &Tiled| div_ceil(layer.chunks, STAGE_CHUNKS) * div_ceil(layer.tiles, cluster);
+    let (all, first): (i64, i64) = (layers.iter().map(taken).sum(), taken(&layers[0]));
+    let (odd, least) = (largest(1), all.min(*STAGES.start()));
+    (least..=all.min(*STAGES.end())).rev().find_map(|stages| {
+        let ring = STAGE_CHUNKS * stages.min(first) * block;
+        let even = largest(2).max(ring);
+        let even = div_ceil(even, STAGE_CHUNKS * block) * STAGE_CHUNKS * block;
+        let bytes = ALIGNMENT + BARRIERS + result + even + odd + stages * STAGE;
+        let even_blocks = even / block;
+        (bytes <= i64::from(SHARED_BYTES)).then_some(Memory {
+            stages,
+            even,
+            odd,
+            even_blocks,
+            bytes,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::Matrix;
+    use super::super::layer::Layer;
+    use super::super::problem::{Dtype, Math};
+    use super::*;
+
+    const H100: Clusters = [[30, 15]; 3];
+
+    const BF16: Settings = Settings {
+        device: 0,
+        dtype: Dtype::Bf16,
+        math: Math::Strict,
+        split_k: true,
+        deterministic: true,
+    };
+    const TF32: Settings = Settings { dtype: Dtype::F32, math: Math::Tf32, ..BF16 };
+
+    fn forward(rows: i64, widths: &[i64]) -> Work {
+        let layers = widths.windows(2).map(|pair| Layer {
+            weight: Matrix::dense(1 << 20, pair[1], pair[0]),
+            bias: None,
+            output: 0,
+            relu: true,
+        });
+        Work::Forward(Matrix::dense(1 << 20, rows, widths[0]), layers.collect())
+    }
+
+    fn chosen(settings: Settings, rows: i64, widths: &[i64]) -> Result<ClusterMlp, &'static str> {
+        choose(settings, &forward(rows, widths), &H100, Policy::WhereFaster)
+    }
+
+    const TINY: &[i64] = &[784, 256, 256, 10];
+    const SMALL: &[i64] = &[512, 512, 512, 512, 128];
+    const MEDIUM: &[i64] = &[1024, 512, 512, 512, 512, 256];
+
+    #[test]
+    fn few_rows_go_to_few_small_clusters() {
+        for (rows, widths, want) in [
+            (1, TINY, (8, 4, 1)),
+            (64, TINY, (8, 4, 8)),
+            (256, TINY, (16, 4, 16)),
+            (512, TINY, (32, 4, 16)),
+            (960, TINY, (32, 4, 30)),
+            (64, SMALL, (8, 8, 8)),
+            (128, SMALL, (16, 8, 8)),
+            (256, MEDIUM, (32, 8, 8)),
+            (480, MEDIUM, (32, 8, 15)),
+        ] {
+            for settings in [BF16, TF32] {
+                let c = chosen(settings, rows, widths).unwrap();
+                assert_eq!((ROWS[c.kernel], c.cluster, c.clusters), want, "{rows} {widths:?}");
+            }
+        }
+        for (rows, widths) in [(961, TINY), (481, MEDIUM)] {
+            assert!(chosen(BF16, rows, widths).unwrap_err().contains("rows"));
+        }
+    }
+
+    #[test]
+    fn shared_memory_holds_what_the_kernel_puts_there() {
+        let shapes: [&[i64]; 6] =
+            [TINY, SMALL, MEDIUM, &[8, 8, 8], &[1024, 8, 512, 24, 512], &[32, 512, 512]];
+        for (settings, widths, rows) in [BF16, TF32]
+            .into_iter()
+            .flat_map(|s| shapes.map(|w| (s, w)))
+            .flat_map(|(s, w)| [1, 9, 100, 256, 480].map(|r| (s, w, r)))
+        {
+            let Ok(c) = chosen(settings, rows, widths) else { continue };
+            let (size, kernel_rows) = (settings.dtype.size() as i64, ROWS[c.kernel]);
+            assert!(c.clusters * kernel_rows >= rows);
+            let Memory { stages, even, odd, even_blocks, bytes } = c.memory;
+            let mut all = 0;
+            for (i, layer) in c.layers.iter().enumerate() {
+                assert!(layer.tiles * 64 >= layer.n && layer.chunks * 128 >= layer.k * size);
+                let stages_of =
+                    (layer.chunks + 1) / 2 * ((layer.tiles + c.cluster - 1) / c.cluster);
+                all += stages_of;
+                let room = if i % 2 == 0 { even } else { odd };
+                if i == 0 {
+                    // The input's ring holds all of it, or two chunks a stage.
+                    assert!(even_blocks >= 2 * stages.min(stages_of) && even_blocks % 2 == 0);
+                    assert!(even_blocks * kernel_rows * 128 <= even);
+                } else {
+                    let sent = c.layers[i - 1].tiles * 64 * size * kernel_rows;
+                    assert!(sent <= room && layer.chunks * 128 * kernel_rows <= room);
+                }
+            }
+            assert!(stages >= all.min(4) && stages <= 12 && even % 1024 == 0 && odd % 1024 == 0);
+            assert!(bytes <= i64::from(SHARED_BYTES));
+            assert!(bytes >= 2048 + kernel_rows * 64 * size + even + odd + stages * (32 << 9));
+        }
+        assert_eq!(chosen(BF16, 256, MEDIUM).unwrap().memory.stages, 7);
+        assert_eq!(chosen(TF32, 256, MEDIUM).unwrap().memory.stages, 5);
+        assert_eq!(chosen(BF16, 1, &[8, 8, 8]).unwrap().memory.stages, 2, "no more than there are");
+    }
+
+    #[test]
+    fn hidden_results_without_a_place_get_one() {
+        let c = chosen(BF16, 100, TINY).unwrap();
+        let places: Vec<_> = c.layers.iter().map(|layer| layer.scratch).collect();
+        assert_eq!(places[..2], [0, 51_200]);
+        assert_eq!(c.scratch_bytes, 2 * 51_200);
+        let mut work = forward(100, TINY);
+        let Work::Forward(_, layers) = &mut work else { unreachable!() };
+        for layer in layers.iter_mut() {
+            layer.output = 1 << 20;
+        }
+        let c = choose(BF16, &work, &H100, Policy::WhereFaster).unwrap();
+        assert_eq!(c.scratch_bytes, 0);
+        let Work::Forward(_, layers) = &mut work else { unreachable!() };
+        layers[0].output += 8;
+        assert!(choose(BF16, &work, &H100, Policy::Always).unwrap_err().contains("hidden"));
+    }
+
+    #[test]
+    fn others_go_another_way() {
+        let strict = Settings { dtype: Dtype::F32, ..BF16 };
+        assert!(chosen(strict, 64, TINY).unwrap_err().contains("tensor cores"));
+        assert!(chosen(BF16, 64, &[784, 256]).unwrap_err().contains("layers"));
+        assert!(chosen(BF16, 64, &[64; 14]).unwrap_err().contains("layers"));
+        assert!(chosen(BF16, 64, &[783, 256, 256]).unwrap_err().contains("operand"));
+        assert!(chosen(BF16, 64, &[784, 250, 256]).unwrap_err().contains("operand"));
+        assert!(!chosen(BF16, 64, &[784, 256, 250]).unwrap().by_map);
+        assert!(chosen(BF16, 64, &[784, 520, 256]).unwrap_err().contains("wide"));
+        let always =
+            |rows, widths: &[i64]| choose(BF16, &forward(rows, widths), &H100, Policy::Always);
+        assert!(always(64, &[784, 520, 256]).is_ok());
+        assert!(always(200, &[264, 4096, 4096, 63]).unwrap_err().contains("wide"));
+        let none = [[0; 2]; 3];
+        let refused = choose(BF16, &forward(1, TINY), &none, Policy::Always);
+        assert!(refused.unwrap_err().contains("rows"));
+    }
+}

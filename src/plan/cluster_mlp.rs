@@ -128,8 +128,16 @@ pub fn choose(
     }
     let by_map = takes(*input, layers, format)?;
     let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
-    if policy == Policy::WhereFaster && (widest > 512 || input.cols > 1024) {
-        return Err("too wide for clusters");
+    if policy == Policy::WhereFaster {
+        if widest > 512 || input.cols > 1024 {
+            return Err("too wide for clusters");
+        }
+        let weights: i64 = layers.iter().map(|layer| layer.weight.rows * layer.weight.cols).sum();
+        // Weights come to one cluster only, and twice as many bytes as in 16 bits.
+        let slow = input.cols > 784 || (layers.len() < 3 && weights > 64 << 10);
+        if format == Format::Tf32 && input.rows == 1 && slow {
+            return Err("one row, for matrix-vector kernels");
+        }
     }
     let size = format.dtype().size() as i64;
     let mut scratch_bytes = 0;
@@ -305,6 +313,16 @@ mod tests {
         let Work::Forward(_, layers) = &mut work else { unreachable!() };
         layers[0].output += 8;
         assert!(choose(BF16, &work, &H100, Policy::Always).unwrap_err().contains("hidden"));
+    }
+
+    #[test]
+    fn one_row_of_tf32_where_that_is_faster() {
+        let why = |rows, widths: &[i64]| chosen(TF32, rows, widths).err();
+        let one = Some("one row, for matrix-vector kernels");
+        assert_eq!([why(1, TINY), why(1, SMALL), why(1, &[40, 128, 64])], [None; 3]);
+        assert_eq!([why(1, MEDIUM), why(1, &[512; 3]), why(1, &[1024, 256, 16])], [one; 3]);
+        assert_eq!([why(2, MEDIUM), why(2, &[512; 3])], [None; 2]);
+        assert!(chosen(BF16, 1, MEDIUM).is_ok());
     }
 
     #[test]

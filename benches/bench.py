@@ -4,7 +4,8 @@
     python benches/bench.py --device cpu --against frozen,jit,onednn [--batch 1]
 
 Parts: `inference` and `training` (the nine MLPs, or those of --models: eager, torch._addmm_activation,
-a chain of our single operators, one call of fused_mlp; wall time in a Python
+a chain of our single operators, one call of fused_mlp, in training also our operators
+without the autograd engine, "ops"; wall time in a Python
 loop and, on CUDA, captured in a CUDA graph) and `single` (one operator call, wall
 time, against eager's linear + ReLU). A training step is forward and the
 gradients of the input and all parameters. `benches/plot.py` draws the JSON.
@@ -62,6 +63,7 @@ def whole(part, mlp, mode, rate, args):
         t.requires_grad_()
     names = [*contenders.FORWARDS, *(name for name in args.against.split(",") if name)]
     names = [name for name in names if not (training and name in contenders.INFERENCE_ONLY)]
+    names += contenders.TRAINING_ONLY if training else []
     rounds = (7 if args.quick else 15) if cuda else 9
     target = 1500 if cuda else 20_000
     row = {"part": part, "model": mlp.name, "mode": mode}

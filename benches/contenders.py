@@ -25,6 +25,8 @@ COMPILED = {"compile": None, "autotune": "max-autotune"}
 FROZEN = ["frozen", "jit", "onednn"]
 OTHERS = [*COMPILED, "jax", *FROZEN]
 INFERENCE_ONLY = ["act", *FROZEN]
+# Our forward and backward operators without the autograd engine.
+TRAINING_ONLY = ["ops"]
 
 
 def forward_of(name, captured):
@@ -54,6 +56,8 @@ def training(name, inputs, captured=False):
     parameter."""
     if name == "jax":
         return jax_calls(inputs, training=True)
+    if name == "ops":
+        return [lambda i=i: without_autograd(*i) for i in inputs]
     forward = forward_of(name, captured)
 
     def call(x, parameters, grad_output):
@@ -61,6 +65,14 @@ def training(name, inputs, captured=False):
         return torch.autograd.grad(forward(x, parameters), leaves, grad_output)
 
     return [lambda i=i: call(*i) for i in inputs]
+
+
+@torch.no_grad()
+def without_autograd(x, parameters, grad_output):
+    weights, biases = [w for w, _ in parameters], [b for _, b in parameters]
+    _, activations = torch.ops.hypatia.fused_mlp_forward(x, weights, biases)
+    wanted = [True] * (1 + len(weights)) + [b is not None for b in biases]
+    return torch.ops.hypatia.fused_mlp_backward(grad_output, x, weights, activations, None, wanted)
 
 
 def module_of(parameters):

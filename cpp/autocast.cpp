@@ -87,7 +87,7 @@ void register_for(torch::Library& m) {
   m.impl("fused_linear_relu_backward",
          &fused_linear_relu_backward<device, key>);
   m.impl("fused_mlp", &fused_mlp<device, key>);
-  m.impl("_fused_mlp_forward", &fused_mlp_forward<device, key>);
+  m.impl("fused_mlp_forward", &fused_mlp_forward<device, key>);
   m.impl("fused_mlp_backward", &fused_mlp_backward<device, key>);
 }
 

@@ -122,7 +122,7 @@ std::vector<at::Tensor> fused_mlp_backward(
 TORCH_LIBRARY_IMPL(hypatia, Autograd, m) {
   if (!registers_operators()) return;
   m.impl("fused_mlp", &fused_mlp);
-  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_forward", &fused_mlp_forward);
   m.impl("fused_mlp_backward", &fused_mlp_backward);
 }
 

@@ -9,7 +9,7 @@
 
 namespace hypatia {
 
-// d _fused_mlp_forward: edges to input, weights, biases. Both results count as
+// d fused_mlp_forward: edges to input, weights, biases. Both results count as
 // differentiable: a second derivative reaches the activations that the first
 // was computed from, and comes back here through them.
 struct FusedMlpBackward : public torch::autograd::Node {

@@ -75,7 +75,7 @@ void register_kernels(torch::Library& m) {
   m.impl("fused_linear_relu", &fused_linear_relu);
   m.impl("fused_linear_relu_backward", &fused_linear_relu_backward);
   m.impl("fused_mlp", &fused_mlp);
-  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_forward", &fused_mlp_forward);
   m.impl("fused_mlp_backward", &fused_mlp_backward);
 }
 

@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
                                                      bool relu_last) {
   static const auto op =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow("hypatia::_fused_mlp_forward", "")
+          .findSchemaOrThrow("hypatia::fused_mlp_forward", "")
           .typed<decltype(fused_mlp_forward)>();
   return op.call(input, weights, biases, relu_last);
 }

@@ -40,10 +40,11 @@ TORCH_LIBRARY_FRAGMENT(hypatia, m) {
       "fused_mlp(Tensor input, Tensor[] weights, Tensor?[] biases, bool "
       "relu_last=False) -> Tensor",
       compliant);
-  // For training: with the activations, as MlpLayout has them.
+  // For training, with autograd or without: with the activations, as MlpLayout
+  // has them.
   m.def(
-      "_fused_mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, "
-      "bool relu_last) -> (Tensor, Tensor)",
+      "fused_mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, "
+      "bool relu_last=False) -> (Tensor, Tensor)",
       compliant);
   // A list of the wanted gradients alone: lists of tensors have no holes.
   m.def(

@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(const at::Tensor& input,
 
 void register_mlp(torch::Library& m) {
   m.impl("fused_mlp", &fused_mlp);
-  m.impl("_fused_mlp_forward", &fused_mlp_forward);
+  m.impl("fused_mlp_forward", &fused_mlp_forward);
   m.impl("fused_mlp_backward", &composite::checked_mlp_backward);
 }
 

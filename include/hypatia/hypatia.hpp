@@ -70,6 +70,14 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
       .typed<Signature>();
 }
 
+inline c10::List<std::optional<at::Tensor>> list_of(
+    at::ArrayRef<std::optional<at::Tensor>> tensors) {
+  c10::List<std::optional<at::Tensor>> list;
+  list.reserve(tensors.size());
+  for (const auto& tensor : tensors) list.push_back(tensor);
+  return list;
+}
+
 }  // namespace detail
 
 // relu(input · weightᵀ + bias), differentiable to any order.
@@ -126,10 +134,38 @@ inline at::Tensor fused_mlp(const at::Tensor& input, at::TensorList weights,
   static const auto op =
       detail::find<at::Tensor(const at::Tensor&, at::TensorList, const Biases&,
                               bool)>("hypatia::fused_mlp");
-  Biases list;
-  list.reserve(biases.size());
-  for (const auto& bias : biases) list.push_back(bias);
-  return op.call(input, weights, list, relu_last);
+  return op.call(input, weights, detail::list_of(biases), relu_last);
+}
+
+// What fused_mlp returns, and the results of all layers but the last in one
+// tensor, for fused_mlp_backward: for programs that have their own backward
+// pass.
+inline std::tuple<at::Tensor, at::Tensor> fused_mlp_forward(
+    const at::Tensor& input, at::TensorList weights,
+    at::ArrayRef<std::optional<at::Tensor>> biases, bool relu_last = false) {
+  using Biases = c10::List<std::optional<at::Tensor>>;
+  static const auto op = detail::find<std::tuple<at::Tensor, at::Tensor>(
+      const at::Tensor&, at::TensorList, const Biases&, bool)>(
+      "hypatia::fused_mlp_forward");
+  return op.call(input, weights, detail::list_of(biases), relu_last);
+}
+
+// The gradients that output_mask asks for, in the order input, weights, biases,
+// of which it has an entry for each; of those alone.
+//
+//   grad_output [*, N of the last layer]
+//   activations the second result of fused_mlp_forward
+//   output      its first, with relu_last; otherwise it may be none
+inline std::vector<at::Tensor> fused_mlp_backward(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    at::TensorList weights, const at::Tensor& activations,
+    const std::optional<at::Tensor>& output, at::ArrayRef<bool> output_mask) {
+  static const auto op = detail::find<std::vector<at::Tensor>(
+      const at::Tensor&, const at::Tensor&, at::TensorList, const at::Tensor&,
+      const std::optional<at::Tensor>&, const c10::List<bool>&)>(
+      "hypatia::fused_mlp_backward");
+  return op.call(grad_output, input, weights, activations, output,
+                 c10::List<bool>(output_mask));
 }
 
 // What the loaded library is, as JSON: version, LibTorch, CUDA architectures,

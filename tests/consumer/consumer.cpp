@@ -91,6 +91,17 @@ void check_mlp() {
     check_close(ours[i].grad(), theirs[i].grad(),
                 "mlp's autograd of weight " + std::to_string(i));
   }
+  const auto [kept, activations] =
+      hypatia::fused_mlp_forward(x, weights, biases);
+  check(at::equal(kept, y), "forward of one's own training is mlp's");
+  const auto gradients =
+      hypatia::fused_mlp_backward(grad, x, weights, activations, std::nullopt,
+                                  {false, true, true, false, false});
+  check(gradients.size() == 2, "backward of mlp obeys the mask");
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    check_close(gradients[i], theirs[i].grad(),
+                "backward of mlp of weight " + std::to_string(i));
+  }
   check_error([&] { hypatia::fused_mlp(x, weights, {}); },
               "hypatia::fused_mlp: expected as many biases as weights, 2, "
               "got 0",

@@ -61,7 +61,7 @@ def mlp_operands(leading, widths, dtype, bias=True, device="cuda"):
 
 
 def split(activations, input, weights):
-    """The hidden results in what _fused_mlp_forward returns beside its output."""
+    """The hidden results in what fused_mlp_forward returns beside its output."""
     unit, begin, parts = 256 // activations.element_size(), 0, []
     rows = input.shape[:-1].numel()
     for weight in weights[:-1]:

@@ -14,7 +14,7 @@ from support import LIBRARY, bound_options, mlp_operands, oracle, split
 from test_framework import _stub_expecttest
 
 mlp = torch.ops.hypatia.fused_mlp
-mlp_forward = torch.ops.hypatia._fused_mlp_forward
+mlp_forward = torch.ops.hypatia.fused_mlp_forward
 mlp_backward = torch.ops.hypatia.fused_mlp_backward
 
 CHAINS = [  # leading, widths

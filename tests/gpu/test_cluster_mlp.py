@@ -20,7 +20,7 @@ from test_chains import eager
 from test_replay import again, recordings
 
 mlp = torch.ops.hypatia.fused_mlp
-forward = torch.ops.hypatia._fused_mlp_forward
+forward = torch.ops.hypatia.fused_mlp_forward
 
 MODES = {name: mode for name, mode in ALL_MODES.items() if name != "fp32"}
 TINY, SMALL = (784, 256, 256, 10), (512, 512, 512, 512, 128)

@@ -17,7 +17,7 @@ from support import LIBRARY, mlp_operands, oracle, split
 from test_chains import eager as eager_chain
 
 mlp = torch.ops.hypatia.fused_mlp
-mlp_forward = torch.ops.hypatia._fused_mlp_forward
+mlp_forward = torch.ops.hypatia.fused_mlp_forward
 mlp_backward = torch.ops.hypatia.fused_mlp_backward
 LARGE = [(1024, 2048, 2048), (512, 4096, 4096), (1024, 2048, 784), (4096, 4096, 4096)]
 WIDTHS = (784, 2048, 2048, 1000)

@@ -39,7 +39,7 @@ class Gradients(unittest.TestCase):
     def test_results_of_the_operator_do_not(self):
         _, (x, weights, biases) = self.gradients((16,), [24, 40, 8])
         with torch.no_grad():
-            y, activations = torch.ops.hypatia._fused_mlp_forward(x, weights, biases, False)
+            y, activations = torch.ops.hypatia.fused_mlp_forward(x, weights, biases, False)
             got = torch.ops.hypatia.fused_mlp_backward(
                 torch.ones_like(y), x, weights, activations, None, [True] * 5
             )
@@ -49,7 +49,7 @@ class Gradients(unittest.TestCase):
         """Its gradient is the column sums of any grad_output."""
         for dtype in (torch.float32, *HALVES):
             x, weights, biases = mlp_operands((300,), [24, 40, 37], dtype)
-            y, activations = torch.ops.hypatia._fused_mlp_forward(x, weights, biases, False)
+            y, activations = torch.ops.hypatia.fused_mlp_forward(x, weights, biases, False)
             dense = torch.randn(300, 37, device="cuda").to(dtype)
             wide = torch.randn(300, 64, device="cuda").to(dtype)
             for dy in (dense, dense.t().contiguous().t(), wide[:, :37], dense[:1].expand(300, 37)):

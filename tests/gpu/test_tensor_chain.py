@@ -18,7 +18,7 @@ import torch
 from support import LIBRARY, MODES as ALL_MODES, mlp_operands, oracle, split, tf32
 
 mlp = torch.ops.hypatia.fused_mlp
-forward = torch.ops.hypatia._fused_mlp_forward
+forward = torch.ops.hypatia.fused_mlp_forward
 
 MODES = {name: mode for name, mode in ALL_MODES.items() if name != "fp32"}
 CASES = [  # TF32: the second and the third alone; rows, widths that take it on 132 multiprocessors

@@ -26,7 +26,7 @@ fused = torch.ops.hypatia.fused_linear_relu
 fused_backward = torch.ops.hypatia.fused_linear_relu_backward
 
 mlp = torch.ops.hypatia.fused_mlp
-mlp_forward = torch.ops.hypatia._fused_mlp_forward
+mlp_forward = torch.ops.hypatia.fused_mlp_forward
 mlp_backward = torch.ops.hypatia.fused_mlp_backward
 
 # The operators by their names in the registry.
@@ -37,7 +37,7 @@ FORWARD, BACKWARD, BUILD_INFO = (
 )
 MLP, MLP_FORWARD, MLP_BACKWARD = (
     "hypatia::fused_mlp",
-    "hypatia::_fused_mlp_forward",
+    "hypatia::fused_mlp_forward",
     "hypatia::fused_mlp_backward",
 )
 OPTIMIZE, EXPLAIN = "hypatia::optimize", "hypatia::explain"
@@ -117,7 +117,7 @@ def mlp_operands(leading, widths, dtype=torch.float32, bias=True, requires_grad=
 
 
 def split(activations, input, weights):
-    """The hidden results in what _fused_mlp_forward returns beside its output."""
+    """The hidden results in what fused_mlp_forward returns beside its output."""
     unit, begin, parts = 256 // activations.element_size(), 0, []
     rows = input.shape[:-1].numel()
     for weight in weights[:-1]:

@@ -1,3 +1,5 @@
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 
 #include "cpp/convert.h"
@@ -29,10 +31,15 @@ bridge::CpuMatrix sizes_of(const at::Tensor& weight) {
   return matrix;
 }
 
+bool is_half(const at::Tensor& t) {
+  return t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf;
+}
+
 bool takes(const at::Tensor& grad_output, const at::Tensor& input,
            at::TensorList weights) {
-  const auto fits = [](const at::Tensor& t) {
-    return readable(t) && t.scalar_type() == at::kFloat;
+  const bool half = is_half(input);
+  const auto fits = [half](const at::Tensor& t) {
+    return readable(t) && (half || t.scalar_type() == at::kFloat);
   };
   if (!fits(grad_output) || !fits(input) ||
       !std::all_of(weights.begin(), weights.end(), fits)) {
@@ -41,7 +48,7 @@ bool takes(const at::Tensor& grad_output, const at::Tensor& input,
   std::vector<bridge::CpuMatrix> sizes;
   for (const at::Tensor& weight : weights) sizes.push_back(sizes_of(weight));
   return bridge::cpu_takes_backward(
-      static_cast<size_t>(input.numel() / input.size(-1)),
+      half, static_cast<size_t>(input.numel() / input.size(-1)),
       {sizes.data(), sizes.size()}, threads_at_most());
 }
 
@@ -99,6 +106,51 @@ std::vector<at::Tensor> gradients_of(const at::Tensor& grad_output,
   return gradients;
 }
 
+// The same of 16-bit tensors, in fp32 and rounded once. Layer by layer, so that
+// no more than one layer's operands are there twice.
+std::vector<at::Tensor> widened(const at::Tensor& grad_output,
+                                const at::Tensor& input, at::TensorList weights,
+                                const std::vector<at::Tensor>& hidden,
+                                const at::Tensor& output, const MlpMask& mask) {
+  const size_t count = weights.size();
+  std::vector<at::Tensor> all(mask.bits().size());
+  const auto narrowed = [&](const at::Tensor& t) {
+    return t.defined() ? t.to(input.scalar_type()) : t;
+  };
+  at::Tensor gradient = grad_output.to(at::kFloat);
+  for (size_t i = count; i-- > mask.lowest();) {
+    const at::Tensor& x = i == 0 ? input : hidden[i - 1];
+    const at::Tensor& y = i + 1 == count ? output : hidden[i];
+    const MlpMask wanted(
+        std::vector<bool>{mask.in_front_of(i), mask.weight(i), mask.bias(i)});
+    // What nobody reads may be a stand-in.
+    const auto wide = [](const at::Tensor& t, bool read) {
+      return read ? t.to(at::kFloat)
+                  : at::empty({1}, at::kFloat).expand(t.sizes());
+    };
+    const at::Tensor weight = wide(weights[i], wanted.input());
+    const auto of_layer =
+        gradients_of(gradient, wide(x, wanted.weight(0)), weight, {},
+                     y.defined() ? y.to(at::kFloat) : y, wanted);
+    all[1 + i] = narrowed(of_layer[1]);
+    all[1 + count + i] = narrowed(of_layer[2]);
+    gradient = of_layer[0];
+  }
+  if (mask.input()) all[0] = narrowed(gradient);
+  return all;
+}
+
+// All gradients of a chain that `takes` takes.
+std::vector<at::Tensor> any_gradients(const at::Tensor& grad_output,
+                                      const at::Tensor& input,
+                                      at::TensorList weights,
+                                      const std::vector<at::Tensor>& hidden,
+                                      const at::Tensor& output,
+                                      const MlpMask& mask) {
+  const auto gradients = is_half(input) ? widened : gradients_of;
+  return gradients(grad_output, input, weights, hidden, output, mask);
+}
+
 }  // namespace
 
 std::optional<std::vector<at::Tensor>> mlp_backward(
@@ -109,9 +161,9 @@ std::optional<std::vector<at::Tensor>> mlp_backward(
     return std::nullopt;
   }
   return mask.pick(
-      gradients_of(grad_output, input, weights,
-                   split_activations(activations.contiguous(), input, weights),
-                   output.value_or(at::Tensor()), mask));
+      any_gradients(grad_output, input, weights,
+                    split_activations(activations.contiguous(), input, weights),
+                    output.value_or(at::Tensor()), mask));
 }
 
 std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>>
@@ -122,7 +174,7 @@ linear_relu_backward(const at::Tensor& grad_output, const at::Tensor& input,
   if (wanted.lowest() == 1 || !takes(grad_output, input, weight)) {
     return std::nullopt;
   }
-  auto all = gradients_of(grad_output, input, weight, {}, output, wanted);
+  auto all = any_gradients(grad_output, input, weight, {}, output, wanted);
   return std::make_tuple(std::move(all[0]), std::move(all[1]),
                          std::move(all[2]));
 }

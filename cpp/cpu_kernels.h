@@ -32,7 +32,8 @@ std::optional<at::Tensor> linear_relu(const at::Tensor& input,
                                       const at::Tensor& weight,
                                       const std::optional<at::Tensor>& bias);
 
-// The wanted gradients of fp32 chains, as fused_mlp_backward returns them.
+// The wanted gradients of fp32 chains, as fused_mlp_backward returns them; of
+// 16-bit ones too where the CPU has no AMX, in fp32 and rounded once.
 std::optional<std::vector<at::Tensor>> mlp_backward(
     const at::Tensor& grad_output, const at::Tensor& input,
     at::TensorList weights, const at::Tensor& activations,

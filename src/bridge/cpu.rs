@@ -5,6 +5,7 @@
 // Addresses cross here; each block says who checked them.
 #![allow(unsafe_code)]
 
+use crate::cpu::amx;
 use crate::cpu::backward::{self, Backward};
 use crate::cpu::element::Element;
 use crate::cpu::forward::{Forward, Kernels, Layer};
@@ -87,9 +88,14 @@ pub mod ffi {
             threads: usize,
         ) -> Result<Box<CpuWork>>;
 
-        /// Whether kernels of ours take the gradients of fp32 layers; of the weights
-        /// their sizes count.
-        fn cpu_takes_backward(rows: usize, weights: &[CpuMatrix], threads: usize) -> bool;
+        /// Whether kernels of ours take the gradients of fp32 layers, or of 16-bit ones
+        /// (`half`) that were widened; of the weights their sizes count.
+        fn cpu_takes_backward(
+            half: bool,
+            rows: usize,
+            weights: &[CpuMatrix],
+            threads: usize,
+        ) -> bool;
 
         /// Gradients of fp32 layers, the first one first; `threads` at most.
         ///
@@ -180,10 +186,12 @@ unsafe fn cpu_forward(
     })
 }
 
-fn cpu_takes_backward(rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
+fn cpu_takes_backward(half: bool, rows: usize, weights: &[ffi::CpuMatrix], threads: usize) -> bool {
     let sizes = weights.iter().map(|weight| (weight.rows, weight.k));
     let isa = Isa::best();
-    isa != Isa::Scalar && backward::takes(isa, rows, sizes, threads)
+    // CPUs with AMX multiply 16 bits in it, or (fp16) in AVX-512, as ATen does there.
+    let widened = !half || !amx::available();
+    isa != Isa::Scalar && widened && backward::takes(isa, rows, sizes, threads)
 }
 
 unsafe fn cpu_backward(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oracle
-from support import eager_mlp, fused, mlp, mlp_forward, mlp_operands, python_ok, rand, split
+from support import eager_mlp, fused, mlp, mlp_forward, mlp_operands, python, python_ok, rand, split
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KERNELS = json.loads(torch.ops.hypatia.build_info())["cpu_kernels"]
@@ -164,7 +164,64 @@ def test_where_gradients_run():
     assert not products(lambda: gradients(x, weights, biases, dy, True))
     assert products(lambda: gradients(x[:2], weights, biases, dy[:2])), "few rows"
     half = [t.half() for t in weights], [t.half() for t in biases]
-    assert products(lambda: gradients(x.half(), *half, dy.half()))
+    # ATen's on AMX alone, which has 16-bit products.
+    assert bool(products(lambda: gradients(x.half(), *half, dy.half()))) == (KERNELS["amx_gflops"] > 0)
+
+
+GRADIENTS_OF_16_BITS = """
+import torch
+import itertools
+from test_cpu_kernels import gradients, products
+from support import fused, mlp_forward, mlp_operands, rand, split
+
+backward = torch.ops.hypatia.fused_mlp_backward
+for dtype, relu_last, leading in itertools.product(
+    (torch.bfloat16, torch.float16), (False, True), ([40], [3, 20])
+):
+    x, weights, biases = mlp_operands(leading, [300, 200, 33, 6], dtype, "some")
+    dy = rand(*leading, 6).to(dtype)
+    output, activations = mlp_forward(x, weights, biases, relu_last)
+    y = output if relu_last else None
+    run = lambda mask: backward(dy, x, weights, activations, y, mask)
+    assert not products(lambda: run([True] * 7))
+    every = run([True] * 7)
+    assert all(g.dtype == dtype for g in every)
+    wide = [t.float() for t in weights]
+    parts = [t.float() for t in split(activations, x, weights)]
+    want = [None] * 7
+    g = dy.float().reshape(-1, 6)
+    for i in reversed(range(3)):
+        front = (x.float() if i == 0 else parts[i - 1]).reshape(g.shape[0], -1)
+        after = output.float() if i == 2 else parts[i]
+        if i < 2 or relu_last:
+            g = g * (after.reshape(g.shape) > 0)
+        want[1 + i], want[4 + i] = g.t() @ front, g.sum(0)
+        g = g @ wide[i]
+    want[0] = g.reshape(x.shape)
+    for got, exact in zip(every, want):
+        error = (got.double() - exact.double()).norm() / exact.double().norm()
+        # One rounding: a quarter to half of the last place.
+        assert error < (0.003 if dtype == torch.bfloat16 else 0.0004), error
+    for bits in itertools.product((False, True), repeat=7):
+        kept = [g for g, bit in zip(every, bits) if bit]
+        got = run(list(bits))
+        assert len(got) == len(kept) and all(map(torch.equal, got, kept)), bits
+x, w, b = rand(40, 30).half(), rand(20, 30).half(), rand(20).half()
+leaves = [t.requires_grad_() for t in (x, w, b)]
+got = torch.autograd.grad(fused(x, w, b).square().sum(), leaves)
+want = torch.autograd.grad(torch.relu(torch.nn.functional.linear(x, w, b)).square().sum(), leaves)
+for a, b in zip(got, want):
+    torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-1)
+"""
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="needs AVX2")
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_gradients_of_16_bits_without_amx(isa, monkeypatch):
+    """In fp32, rounded once: of no product of ATen's, and close to exact."""
+    monkeypatch.setenv("HYPATIA_CPU_ISA", isa)
+    done = python(GRADIENTS_OF_16_BITS)  # the profiler complains of a missing GPU
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("rows", [4, 40, 64, 300])

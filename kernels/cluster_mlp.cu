@@ -19,10 +19,9 @@
 //          received, which others send only after reading what it overwrites.
 // Sums     fp32 from the bias on, in the tensor core, in the order of k: the
 //          same bits each time.
-// Assumes  (checked in src/plan/cluster_mlp.rs) 192 threads, at most 16 blocks
-// a
-//          cluster, extents below 2^31, every matrix but the last result and
-//          its rows 16-byte aligned, four stages or as many as there are.
+// Assumes  (checked in src/plan/cluster_mlp.rs) 192 threads, extents below
+//          2^31, at most 16 blocks a cluster, every matrix but the last result
+//          and its rows 16-byte aligned, four stages or as many as there are.
 // Speed    one warp a scheduler hides nothing: what counts is how few
 //          instructions are between two products, and that they lie in a row.
 // Targets  sm_90a
@@ -243,13 +242,11 @@ struct Computing : Block<T, kRows> {
 };
 
 template <typename T, int kRows>
-__device__ void cluster_mlp(const ClusterMlpMaps& maps,
-                            const ClusterMlpParams& p) {
+__device__ void cluster_mlp(const ChainMaps& maps, const ClusterMlpParams& p) {
   extern __shared__ char shared[];
   const Computing<T, kRows> block(maps, p,
                                   (shared_address(shared) + 1023) & ~1023u);
-  // As a reduction, for the compiler to know that it is the same in all
-  // threads.
+  // As a reduction, for the compiler to see that all threads have the same.
   const int warp = __reduce_max_sync(~0u, threadIdx.x / 32);
   typename Computing<T, kRows>::Bias bias = {};
   if (__builtin_expect(warp == kFetching, true)) {
@@ -276,12 +273,12 @@ __device__ void cluster_mlp(const ClusterMlpMaps& maps,
 
 }  // namespace hypatia
 
-#define HYPATIA_CLUSTER_MLP(name, T, rows)                      \
-  extern "C" __global__ void __launch_bounds__(192, 1)          \
-      cluster_mlp_##name##_##rows(                              \
-          const __grid_constant__ hypatia::ClusterMlpMaps maps, \
-          const __grid_constant__ ClusterMlpParams p) {         \
-    hypatia::cluster_mlp<T, rows>(maps, p);                     \
+#define HYPATIA_CLUSTER_MLP(name, T, rows)                 \
+  extern "C" __global__ void __launch_bounds__(192, 1)     \
+      cluster_mlp_##name##_##rows(                         \
+          const __grid_constant__ hypatia::ChainMaps maps, \
+          const __grid_constant__ ClusterMlpParams p) {    \
+    hypatia::cluster_mlp<T, rows>(maps, p);                \
   }
 
 #define HYPATIA_CLUSTER_MLPS(name, T) \

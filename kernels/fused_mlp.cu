@@ -122,17 +122,17 @@ __device__ void fused_mlp(const MlpParams& p) {
         if constexpr (P::kExact) {
           // Slots are given back only after the sums, which read them twice.
           unsigned x = from + chunk * 4 * R * 16 + g * 16, x_row = 128;
-          const int x_slot = turn.slot;
+          const int x_slot = turn.stage;
           if (l == 0) {
-            barrier_wait(barriers.full(turn.slot), turn.parity);
-            x = ring + turn.slot * kSlotBytes + (team * R + g) * kSlotRow +
+            barrier_wait(barriers.full(turn.stage), turn.parity);
+            x = ring + turn.stage * kSlotBytes + (team * R + g) * kSlotRow +
                 warp * 64;
             x_row = 8 * kSlotRow;
             turn.next(p.slots);
           }
-          barrier_wait(barriers.full(turn.slot), turn.parity);
+          barrier_wait(barriers.full(turn.stage), turn.parity);
           const unsigned w =
-              ring + turn.slot * kSlotBytes + 2 * q * kSlotRow + warp * 64;
+              ring + turn.stage * kSlotBytes + 2 * q * kSlotRow + warp * 64;
           if (l > 0 && chunk == warp) {
             barrier_wait(barriers.layer(l, team), 0);
           }
@@ -150,16 +150,16 @@ __device__ void fused_mlp(const MlpParams& p) {
           __syncwarp();
           if (lane == 0) {
             if (l == 0) barrier_arrive(barriers.empty(x_slot));
-            barrier_arrive(barriers.empty(turn.slot));
+            barrier_arrive(barriers.empty(turn.stage));
           }
           turn.next(p.slots);
         } else {
           uint4 x[R / 8], w[4];
           const unsigned lane_at = g * kSlotRow + warp * 64 + q * 16;
           if (l == 0) {
-            barrier_wait(barriers.full(turn.slot), turn.parity);
+            barrier_wait(barriers.full(turn.stage), turn.parity);
             const unsigned a =
-                ring + turn.slot * kSlotBytes + lane_at + team * R * kSlotRow;
+                ring + turn.stage * kSlotBytes + lane_at + team * R * kSlotRow;
 #pragma unroll
             for (int r = 0; r < R / 8; ++r) {
               const uint4 u = load_shared(a + r * 8 * kSlotRow);
@@ -167,15 +167,15 @@ __device__ void fused_mlp(const MlpParams& p) {
                                 P::operand(u.z), P::operand(u.w));
             }
             __syncwarp();
-            if (lane == 0) barrier_arrive(barriers.empty(turn.slot));
+            if (lane == 0) barrier_arrive(barriers.empty(turn.stage));
             turn.next(p.slots);
           }
-          barrier_wait(barriers.full(turn.slot), turn.parity);
-          const unsigned b = ring + turn.slot * kSlotBytes + lane_at;
+          barrier_wait(barriers.full(turn.stage), turn.parity);
+          const unsigned b = ring + turn.stage * kSlotBytes + lane_at;
 #pragma unroll
           for (int t = 0; t < 4; ++t) w[t] = load_shared(b + t * 8 * kSlotRow);
           __syncwarp();
-          if (lane == 0) barrier_arrive(barriers.empty(turn.slot));
+          if (lane == 0) barrier_arrive(barriers.empty(turn.stage));
           turn.next(p.slots);
           if (l > 0) {
             if (chunk == warp) {

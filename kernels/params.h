@@ -131,7 +131,8 @@ struct TensorChainLayer {
 };
 static_assert(sizeof(TensorChainLayer) == 32, "launch/params.rs says 32");
 
-constexpr int kTensorChainLayers = 12;
+// Layers of tensor_chain.cu and cluster_mlp.cu.
+constexpr int kChainLayers = 12;
 // Counts of one captured launch, and captured launches.
 constexpr int kTensorChainCounts = 256, kTensorChainSlots = 2048;
 
@@ -144,7 +145,7 @@ struct TensorChainParams {
   int layers;
   int row_tiles;  // of 128
   int by_map;     // d's rows start on 16 bytes
-  TensorChainLayer layer[kTensorChainLayers];
+  TensorChainLayer layer[kChainLayers];
 };
 static_assert(sizeof(TensorChainParams) == 416, "launch/params.rs says 416");
 
@@ -157,8 +158,6 @@ struct ClusterMlpLayer {
   int relu;
 };
 static_assert(sizeof(ClusterMlpLayer) == 24, "launch/params.rs says 24");
-
-constexpr int kClusterMlpLayers = 12;
 
 // Its tensor maps are a parameter of their own.
 struct ClusterMlpParams {
@@ -173,6 +172,6 @@ struct ClusterMlpParams {
   // even number, of two a stage or of all that there are.
   int even_blocks;
   int reserved;
-  ClusterMlpLayer layer[kClusterMlpLayers];
+  ClusterMlpLayer layer[kChainLayers];
 };
 static_assert(sizeof(ClusterMlpParams) == 328, "launch/params.rs says 328");

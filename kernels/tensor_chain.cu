@@ -23,7 +23,7 @@
 //          an even number of rows of tiles.
 // Targets  sm_90a
 
-#include "common/bulk_copy.cuh"
+#include "common/chain_maps.cuh"
 #include "common/convert.cuh"
 #include "common/ring.cuh"
 #include "common/tensor_tile.cuh"
@@ -31,12 +31,6 @@
 #include "params.h"
 
 namespace hypatia {
-
-struct TensorChainMaps {
-  TensorMap weight[kTensorChainLayers];
-  TensorMap activation[kTensorChainLayers + 1];
-};
-static_assert(sizeof(TensorChainMaps) == 3200, "launch/params.rs says 3200");
 
 constexpr int kPair = 2;  // blocks of a cluster
 constexpr int kGroups = 2, kGroupRows = 64, kGroupBytes = kGroupRows * 128;
@@ -98,7 +92,7 @@ __device__ inline void wait_for(const unsigned* count, unsigned all) {
 }
 
 template <typename T>
-__device__ void fetch(const TensorChainMaps& maps, const TensorChainParams& p,
+__device__ void fetch(const ChainMaps& maps, const TensorChainParams& p,
                       const Stages<T>& ring) {
   using Turn = typename Stages<T>::Turn;
   const int rank = cluster_rank();
@@ -161,7 +155,7 @@ __device__ inline void meet(int group) {
 }
 
 template <typename T>
-__device__ void store(const TensorChainMaps& maps, const TensorChainParams& p,
+__device__ void store(const ChainMaps& maps, const TensorChainParams& p,
                       unsigned results, int group) {
   say_results_read(group);
   for (Tile tile(p); tile.exists(); tile.next()) {
@@ -252,7 +246,7 @@ __device__ void compute(const Tile& tile, const TensorChainLayer& layer,
 }
 
 template <typename T>
-__device__ void tensor_chain(const TensorChainMaps& maps,
+__device__ void tensor_chain(const ChainMaps& maps,
                              const TensorChainParams& p) {
   extern __shared__ char shared[];
   __shared__ float bias[kGroups][kMaxCols];
@@ -303,11 +297,11 @@ extern "C" {
 __device__ unsigned tensor_chain_counts[kTensorChainSlots][kTensorChainCounts];
 }
 
-#define HYPATIA_TENSOR_CHAIN(name, T)                                       \
-  extern "C" __global__ void __launch_bounds__(352, 1) tensor_chain_##name( \
-      const __grid_constant__ hypatia::TensorChainMaps maps,                \
-      const __grid_constant__ TensorChainParams p) {                        \
-    hypatia::tensor_chain<T>(maps, p);                                      \
+#define HYPATIA_TENSOR_CHAIN(name, T)                                      \
+  extern "C" __global__ void __launch_bounds__(352, 1)                     \
+      tensor_chain_##name(const __grid_constant__ hypatia::ChainMaps maps, \
+                          const __grid_constant__ TensorChainParams p) {   \
+    hypatia::tensor_chain<T>(maps, p);                                     \
   }
 
 HYPATIA_TENSOR_CHAIN(bf16, __nv_bfloat16)

@@ -3,16 +3,11 @@
 #pragma once
 
 #include "../params.h"
-#include "bulk_copy.cuh"
+#include "chain_maps.cuh"
+#include "ring.cuh"
 #include "tensor_tile.cuh"
 
 namespace hypatia {
-
-struct ClusterMlpMaps {
-  TensorMap weight[kClusterMlpLayers];
-  TensorMap activation[kClusterMlpLayers + 1];
-};
-static_assert(sizeof(ClusterMlpMaps) == 3200, "launch/params.rs says 3200");
 
 constexpr int kStages = 12;  // at most
 constexpr int kDepth = 2;    // chunks of k, 128 bytes each, of a stage
@@ -30,18 +25,7 @@ struct Barriers {
   }
   static constexpr int kBytes = 1024;
 };
-static_assert(8 * (2 * kStages + kClusterMlpLayers) <= Barriers::kBytes, "");
-
-struct Turn {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ void next(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+static_assert(8 * (2 * kStages + kChainLayers) <= Barriers::kBytes, "");
 
 // Named barriers of the computing warps and the one that sends.
 enum { kResultThere = 1, kResultRead };
@@ -56,7 +40,7 @@ __device__ inline void hear() {
 
 template <typename T, int kRows>
 struct Block {
-  const ClusterMlpMaps& maps;
+  const ChainMaps& maps;
   const ClusterMlpParams& p;
   const Barriers barriers;
   const unsigned results, even, odd, ring;
@@ -67,7 +51,7 @@ struct Block {
   static constexpr int kBoxes = kCols / kRun<T>;  // of a tile
   static constexpr int kResultBytes = kBoxes * kBlockBytes;
 
-  __device__ Block(const ClusterMlpMaps& maps, const ClusterMlpParams& p,
+  __device__ Block(const ChainMaps& maps, const ClusterMlpParams& p,
                    unsigned base)
       : maps(maps),
         p(p),

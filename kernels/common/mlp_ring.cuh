@@ -5,6 +5,7 @@
 #include "../params.h"
 #include "cluster.cuh"
 #include "convert.cuh"
+#include "ring.cuh"
 
 namespace hypatia {
 
@@ -29,18 +30,6 @@ struct Barriers {
   }
   __device__ unsigned layer(int l, int team) const {
     return base + (2 * kMaxSlots + kMaxTeams + team * kMlpLayers + l) * 8;
-  }
-};
-
-// A place in the ring and how often it has gone round.
-struct Turn {
-  int slot = 0;
-  unsigned parity = 0;
-  __device__ void next(int slots) {
-    if (++slot == slots) {
-      slot = 0;
-      parity ^= 1;
-    }
   }
 };
 
@@ -92,10 +81,10 @@ struct Producer {
       wait = takers - 1;
       if (!first_round) {
         join();
-        barrier_wait(barriers.empty(turn.slot), turn.parity ^ 1);
+        barrier_wait(barriers.empty(turn.stage), turn.parity ^ 1);
       }
       const int at = slab * kSlab + lane * 16;
-      const unsigned to = ring + turn.slot * kSlotBytes + lane * 16;
+      const unsigned to = ring + turn.stage * kSlotBytes + lane * 16;
       const long long pitch = (long long)ld * sizeof(T);
       const char* from = static_cast<const char*>(matrix) + first * pitch + at;
       const int bytes = min(16, max(0, k * (int)sizeof(T) - at));
@@ -115,13 +104,13 @@ struct Producer {
       }
       join();
       if (dense) {
-        copy_arrive(barriers.full(turn.slot));
+        copy_arrive(barriers.full(turn.stage));
       } else {
-        barrier_arrive(barriers.full(turn.slot));
+        barrier_arrive(barriers.full(turn.stage));
       }
     }
     turn.next(slots);
-    if (turn.slot == 0) first_round = false;
+    if (turn.stage == 0) first_round = false;
   }
 
   __device__ void copy_any(unsigned to, const char* from, int bytes,

@@ -6,6 +6,19 @@
 
 namespace hypatia {
 
+// A position in a ring, with the parity of its round, where it is known only
+// when the kernel runs how many stages there are.
+struct Turn {
+  int stage = 0;
+  unsigned parity = 0;
+  __device__ void next(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 template <int kStages, int kStageBytes>
 struct Ring {
   static constexpr int kBytes = kStages * kStageBytes + 16 * kStages;

@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::{CUfunction, CUstream};
 
 use super::call::Call;
-use super::kernel::{allow, Shape};
+use super::kernel::{allow, asked, Shape};
 use super::modules::Module;
-use super::params::{ClusterMlpLayer, ClusterMlpMaps, ClusterMlpParams, TensorMap};
+use super::params::{ChainMaps, ClusterMlpLayer, ClusterMlpParams};
 use super::product::{log_line, logging};
-use super::tensor_map::Boxes;
+use super::tensor_map::of_chain;
 use super::{Refusal, Workspace};
 use crate::plan::check::{Matrix, Settings};
-use crate::plan::cluster_mlp::{self, ClusterMlp, Clusters, Policy, CLUSTER_SIZES, ROWS, THREADS};
+use crate::plan::cluster_mlp::{self, ClusterMlp, Clusters, CLUSTER_SIZES, ROWS, THREADS};
 use crate::plan::format::Format;
 use crate::plan::layer::{Layer, Work};
+use crate::plan::policy::Policy;
 use crate::plan::small_mlp::SHARED_BYTES;
 
 /// Rows of a weight in a box, `kCols` of the kernel.
@@ -43,14 +44,8 @@ impl ClusterMlpKernels {
     /// Why there are none: other devices, an old driver, `HYPATIA_CLUSTER_MLP=0`, or
     /// `HYPATIA_ONE_LAUNCH=0`, which is of every small MLP.
     pub fn load(capability: u32) -> Result<Self, String> {
-        if std::env::var("HYPATIA_ONE_LAUNCH").is_ok_and(|value| value == "0") {
-            return Err("HYPATIA_ONE_LAUNCH=0".to_owned());
-        }
-        let policy = match std::env::var("HYPATIA_CLUSTER_MLP").as_deref() {
-            Ok("0") => return Err("HYPATIA_CLUSTER_MLP=0".to_owned()),
-            Ok("1") => Policy::Always,
-            _ => Policy::WhereFaster,
-        };
+        asked("HYPATIA_ONE_LAUNCH")?;
+        let policy = asked("HYPATIA_CLUSTER_MLP")?;
         let module = Module::load("cluster_mlp", capability)?;
         let mut functions = [[std::ptr::null_mut(); ROWS.len()]; Format::ALL.len()];
         let mut at_once = [[i64::MAX; CLUSTER_SIZES.len()]; ROWS.len()];
@@ -67,21 +62,22 @@ impl ClusterMlpKernels {
         Ok(Self { functions, at_once, policy, failed: AtomicBool::new(false) })
     }
 
-    /// Whether it does `work`, and how.
-    pub fn plan(
+    /// How it does `work`, or why another way is better; `None` where it cannot be had.
+    fn plan(
         kernels: &Result<Self, String>,
         settings: Settings,
         work: &Work,
-    ) -> Option<ClusterMlp> {
+    ) -> Option<Result<ClusterMlp, &'static str>> {
         let kernels = kernels.as_ref().ok()?;
         if kernels.failed.load(Ordering::Relaxed) {
             return None;
         }
-        let chosen = cluster_mlp::choose(settings, work, &kernels.at_once, kernels.policy);
-        if let (true, Err(reason)) = (logging(), &chosen) {
-            log_line(|| format!("not by clusters: {reason}"));
-        }
-        chosen.ok()
+        Some(cluster_mlp::choose(settings, work, &kernels.at_once, kernels.policy))
+    }
+
+    /// Whether it does `work`: asked at every call without memory for hidden results.
+    pub fn takes(kernels: &Result<Self, String>, settings: Settings, work: &Work) -> bool {
+        Self::plan(kernels, settings, work).is_some_and(|chosen| chosen.is_ok())
     }
 }
 
@@ -112,7 +108,11 @@ impl<'a> ClusterMlpLaunch<'a> {
         settings: Settings,
         work: &'a Work,
     ) -> Option<Self> {
-        let plan = ClusterMlpKernels::plan(kernels, settings, work)?;
+        let chosen = ClusterMlpKernels::plan(kernels, settings, work)?;
+        if let (true, Err(reason)) = (logging(), &chosen) {
+            log_line(|| format!("not by clusters: {reason}"));
+        }
+        let plan = chosen.ok()?;
         let Work::Forward(input, layers) = work else { return None };
         let format = Format::of(settings.dtype, settings.math)?;
         Some(Self { kernels: kernels.as_ref().ok()?, plan, format, input: *input, layers })
@@ -160,32 +160,20 @@ impl<'a> ClusterMlpLaunch<'a> {
     }
 
     /// `scratch` is where hidden results without a place begin.
-    fn maps(&self, scratch: usize) -> Result<ClusterMlpMaps, Refusal> {
-        let format = self.format;
-        let encode = |m: Matrix, box_rows: i64| {
-            let (run, runs, ld) = (m.cols, m.rows, m.row_stride);
-            let size = [format.run(), box_rows as u32];
-            let (dtype, tf32) = (format.dtype(), format == Format::Tf32);
-            Boxes { data: m.data, dtype, tf32, run, runs, ld, size }.encode()
-        };
-        let rows = ROWS[self.plan.kernel];
-        let mut maps = ClusterMlpMaps::default();
-        maps.activation[0] = encode(self.input, rows)?;
-        for (i, (layer, tiled)) in self.layers.iter().zip(&self.plan.layers).enumerate() {
-            maps.weight[i] = encode(layer.weight, WEIGHT_ROWS)?;
-            let hidden = i + 1 < self.layers.len();
-            let data = if hidden && layer.output == 0 {
-                scratch + tiled.scratch as usize
-            } else {
-                layer.output
-            };
-            maps.activation[i + 1] = if hidden || self.plan.by_map {
-                encode(Matrix::dense(data, self.plan.rows, tiled.n), rows)?
-            } else {
-                TensorMap::default()
-            };
-        }
-        Ok(maps)
+    fn maps(&self, scratch: usize) -> Result<ChainMaps, Refusal> {
+        let plan = &self.plan;
+        let described =
+            self.layers.iter().zip(&plan.layers).enumerate().map(|(i, (layer, tiled))| {
+                let hidden = i + 1 < self.layers.len();
+                let data = if hidden && layer.output == 0 {
+                    scratch + tiled.scratch as usize
+                } else {
+                    layer.output
+                };
+                let result = Matrix::dense(data, plan.rows, tiled.n);
+                (layer.weight, WEIGHT_ROWS, (hidden || plan.by_map).then_some(result))
+            });
+        of_chain(self.format, ROWS[plan.kernel], self.input, described)
     }
 
     fn params(&self) -> ClusterMlpParams {

@@ -29,9 +29,8 @@ use crate::plan::replay::Verdict;
 pub unsafe fn run(call: Call, work: Work) -> Result<Outcome, Refusal> {
     let device = device(call.settings.device)?;
     device.bind()?;
-    let settings = call.settings;
     let clusters = &device.modules.cluster_mlp;
-    if work.lacks_hidden() && ClusterMlpKernels::plan(clusters, settings, &work).is_none() {
+    if work.lacks_hidden() && !ClusterMlpKernels::takes(clusters, call.settings, &work) {
         let small_mlp = &device.modules.small_mlp;
         if let Some(whole) = MlpLaunch::choose(small_mlp, call.settings, &work) {
             // SAFETY: forwarded.

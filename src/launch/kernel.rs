@@ -8,6 +8,8 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::DriverError;
 
+use crate::plan::policy::Policy;
+
 /// Where and how a kernel runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -91,6 +93,18 @@ impl Shape {
             }
         })
         .result()
+    }
+}
+
+/// What the environment variable says of some kernels: nothing, `1` for always.
+///
+/// # Errors
+/// That it forbids them, with `0`.
+pub(super) fn asked(variable: &str) -> Result<Policy, String> {
+    match std::env::var(variable).as_deref() {
+        Ok("0") => Err(format!("{variable}=0")),
+        Ok("1") => Ok(Policy::Always),
+        _ => Ok(Policy::WhereFaster),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Kernel parameter blocks, field for field those of `kernels/params.h`.
 
-use crate::plan::{cluster_mlp, small_mlp, tensor_chain};
+use crate::plan::{small_mlp, tensor_chain};
 
 /// See `kernels/params.h`. Device addresses as integers: nothing on this side
 /// follows them.
@@ -230,7 +230,7 @@ pub struct TensorGemmParams {
 
 const _: () = assert!(size_of::<TensorGemmParams>() == 48, "params.h says 48");
 
-/// Layers of [`TensorChainParams`], `kTensorChainLayers` there.
+/// Layers of [`TensorChainParams`] and [`ClusterMlpParams`], `kChainLayers` there.
 pub const CHAIN_LAYERS: usize = tensor_chain::MAX_LAYERS;
 
 /// Counts of one captured launch, `kTensorChainCounts` there.
@@ -282,20 +282,17 @@ pub struct TensorChainParams {
 
 const _: () = assert!(size_of::<TensorChainParams>() == 416, "params.h says 416");
 
-/// `TensorChainMaps` of `kernels/tensor_chain.cu`.
+/// `ChainMaps` of `kernels/common`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TensorChainMaps {
+pub struct ChainMaps {
     /// Of each layer.
     pub weight: [TensorMap; CHAIN_LAYERS],
     /// The input, then the result of each layer.
     pub activation: [TensorMap; CHAIN_LAYERS + 1],
 }
 
-const _: () = assert!(size_of::<TensorChainMaps>() == 3200, "tensor_chain.cu has as many");
-
-/// Layers of [`ClusterMlpParams`], `kClusterMlpLayers` there.
-pub const CLUSTER_LAYERS: usize = cluster_mlp::MAX_LAYERS;
+const _: () = assert!(size_of::<ChainMaps>() == 3200, "chain_maps.cuh says 3200");
 
 /// One layer of `kernels/cluster_mlp.cu`.
 #[repr(C)]
@@ -338,22 +335,10 @@ pub struct ClusterMlpParams {
     /// 0.
     pub reserved: i32,
     /// From the first on.
-    pub layer: [ClusterMlpLayer; CLUSTER_LAYERS],
+    pub layer: [ClusterMlpLayer; CHAIN_LAYERS],
 }
 
 const _: () = assert!(size_of::<ClusterMlpParams>() == 328, "params.h says 328");
-
-/// `ClusterMlpMaps` of `kernels/cluster_mlp.cu`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ClusterMlpMaps {
-    /// Of each layer.
-    pub weight: [TensorMap; CLUSTER_LAYERS],
-    /// The input, then the result of each layer.
-    pub activation: [TensorMap; CLUSTER_LAYERS + 1],
-}
-
-const _: () = assert!(size_of::<ClusterMlpMaps>() == 3200, "cluster_mlp.cu has as many");
 
 #[cfg(test)]
 mod tests {
@@ -414,8 +399,7 @@ mod tests {
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));
-        assert!(HEADER.contains(&format!("kClusterMlpLayers = {CLUSTER_LAYERS};")));
-        assert!(HEADER.contains(&format!("kTensorChainLayers = {CHAIN_LAYERS};")));
+        assert!(HEADER.contains(&format!("kChainLayers = {CHAIN_LAYERS};")));
         let slots =
             format!("kTensorChainCounts = {CHAIN_COUNTS}, kTensorChainSlots = {CHAIN_SLOTS};");
         assert!(HEADER.contains(&slots));

@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use cudarc::driver::sys::{CUfunction, CUstream};
 
 use super::call::Call;
-use super::kernel::{allow, Shape};
+use super::kernel::{allow, asked, Shape};
 use super::modules::Module;
 use super::params::{MlpLayer, MlpParams, MLP_LAYERS};
 use super::product::{log_line, logging};
@@ -37,9 +37,7 @@ impl SmallMlp {
     /// # Errors
     /// Why there are none: other devices, an old driver, `HYPATIA_ONE_LAUNCH=0`.
     pub fn load(capability: u32) -> Result<Self, String> {
-        if std::env::var("HYPATIA_ONE_LAUNCH").is_ok_and(|value| value == "0") {
-            return Err("HYPATIA_ONE_LAUNCH=0".to_owned());
-        }
+        asked("HYPATIA_ONE_LAUNCH")?;
         let module = Module::load("fused_mlp", capability)?;
         let mut functions = [std::ptr::null_mut(); Variant::ALL.len()];
         let mut clusters = Clusters::default();

@@ -5,18 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use cudarc::driver::sys::{CUfunction, CUstream};
 
 use super::call::Call;
-use super::kernel::{allow, Shape};
+use super::kernel::{allow, asked, Shape};
 use super::modules::Module;
-use super::params::{
-    TensorChainLayer, TensorChainMaps, TensorChainParams, TensorMap, CHAIN_COUNTS, CHAIN_SLOTS,
-};
+use super::params::{ChainMaps, TensorChainLayer, TensorChainParams, CHAIN_COUNTS, CHAIN_SLOTS};
 use super::product::{log_line, logging};
-use super::tensor_map::Boxes;
+use super::tensor_map::of_chain;
 use super::Refusal;
 use crate::plan::check::{Matrix, Settings};
 use crate::plan::format::Format;
 use crate::plan::layer::{Layer, Work};
-use crate::plan::tensor_chain::{self, Policy, TensorChain, BOX_ROWS, PAIR, SHARED_BYTES, THREADS};
+use crate::plan::policy::Policy;
+use crate::plan::tensor_chain::{self, TensorChain, BOX_ROWS, PAIR, SHARED_BYTES, THREADS};
 
 /// The functions of one device.
 pub struct TensorChainKernels {
@@ -61,11 +60,7 @@ impl TensorChainKernels {
     /// # Errors
     /// Why there are none: other devices, an old driver, `HYPATIA_TENSOR_CHAIN=0`.
     pub fn load(capability: u32) -> Result<Self, String> {
-        let policy = match std::env::var("HYPATIA_TENSOR_CHAIN").as_deref() {
-            Ok("0") => return Err("HYPATIA_TENSOR_CHAIN=0".to_owned()),
-            Ok("1") => Policy::Always,
-            _ => Policy::WhereFaster,
-        };
+        let policy = asked("HYPATIA_TENSOR_CHAIN")?;
         let module = Module::load("tensor_chain", capability)?;
         let mut functions = [std::ptr::null_mut(); Format::ALL.len()];
         let mut at_once = i64::MAX;
@@ -99,7 +94,7 @@ pub struct TensorChainLaunch<'a> {
     kernels: &'a TensorChainKernels,
     chain: TensorChain,
     format: Format,
-    maps: TensorChainMaps,
+    maps: ChainMaps,
     params: TensorChainParams,
 }
 
@@ -171,23 +166,13 @@ fn maps(
     format: Format,
     input: Matrix,
     layers: &[Layer],
-) -> Result<TensorChainMaps, Refusal> {
-    let encode = |m: Matrix, box_rows: i64| {
-        let (run, runs, ld) = (m.cols, m.rows, m.row_stride);
-        let size = [format.run(), box_rows as u32];
-        let (dtype, tf32) = (format.dtype(), format == Format::Tf32);
-        Boxes { data: m.data, dtype, tf32, run, runs, ld, size }.encode()
-    };
-    let mut maps = TensorChainMaps::default();
-    maps.activation[0] = encode(input, BOX_ROWS)?;
-    for (i, (layer, tiled)) in layers.iter().zip(&chain.layers).enumerate() {
-        maps.weight[i] = encode(layer.weight, tiled.cols / PAIR)?;
-        let result = Matrix::dense(layer.output, chain.rows, tiled.n);
+) -> Result<ChainMaps, Refusal> {
+    let described = layers.iter().zip(&chain.layers).enumerate().map(|(i, (layer, tiled))| {
         let stored = i + 1 < layers.len() || chain.by_map;
-        maps.activation[i + 1] =
-            if stored { encode(result, BOX_ROWS)? } else { TensorMap::default() };
-    }
-    Ok(maps)
+        let result = Matrix::dense(layer.output, chain.rows, tiled.n);
+        (layer.weight, tiled.cols / PAIR, stored.then_some(result))
+    });
+    of_chain(format, BOX_ROWS, input, described)
 }
 
 fn params(chain: &TensorChain, layers: &[Layer]) -> TensorChainParams {

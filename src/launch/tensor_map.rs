@@ -6,8 +6,10 @@ use cudarc::driver::sys::{
     CUtensorMapSwizzle as Swizzle,
 };
 
-use super::params::TensorMap;
+use super::params::{ChainMaps, TensorMap};
 use super::Refusal;
+use crate::plan::check::Matrix;
+use crate::plan::format::Format;
 use crate::plan::problem::Dtype;
 
 /// A matrix as runs of contiguous elements, and the boxes it is read in.
@@ -32,6 +34,19 @@ pub struct Boxes {
 }
 
 impl Boxes {
+    /// A matrix by rows, `rows` of a box: what the tensor cores read, or will.
+    pub fn of_rows(format: Format, m: Matrix, rows: i64) -> Self {
+        Self {
+            data: m.data,
+            dtype: format.dtype(),
+            tf32: format == Format::Tf32,
+            run: m.cols,
+            runs: m.rows,
+            ld: m.row_stride,
+            size: [format.run(), rows as u32],
+        }
+    }
+
     /// The driver's description; what lies outside of the matrix reads as zero.
     ///
     /// # Errors
@@ -77,6 +92,29 @@ impl Boxes {
         .map_err(|error| Refusal::driver("describing a matrix to the copy engine", error))?;
         Ok(map)
     }
+}
+
+/// A chain as its kernels see it: the input, then of each layer the weight with the
+/// rows of its boxes, and the result, if the copy engine stores it. `rows` are those of
+/// an activation's box.
+///
+/// # Errors
+/// For what the driver does not take.
+pub fn of_chain(
+    format: Format,
+    rows: i64,
+    input: Matrix,
+    layers: impl Iterator<Item = (Matrix, i64, Option<Matrix>)>,
+) -> Result<ChainMaps, Refusal> {
+    let mut maps = ChainMaps::default();
+    maps.activation[0] = Boxes::of_rows(format, input, rows).encode()?;
+    for (i, (weight, weight_rows, result)) in layers.enumerate() {
+        maps.weight[i] = Boxes::of_rows(format, weight, weight_rows).encode()?;
+        if let Some(result) = result {
+            maps.activation[i + 1] = Boxes::of_rows(format, result, rows).encode()?;
+        }
+    }
+    Ok(maps)
 }
 
 const _: () = assert!(size_of::<TensorMap>() == size_of::<sys::CUtensorMap>());

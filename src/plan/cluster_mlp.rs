@@ -5,13 +5,14 @@
 use std::fmt;
 
 use super::check::Settings;
+use super::div_ceil;
 use super::format::Format;
 use super::layer::Work;
 use super::operands::takes;
+use super::policy::Policy;
 use super::small_mlp::SHARED_BYTES;
+use super::tensor_chain::MAX_LAYERS;
 
-/// Layers of one launch, `kClusterMlpLayers`.
-pub const MAX_LAYERS: usize = 12;
 /// Threads of a block: four computing warps, one that fetches, one that sends.
 pub const THREADS: u32 = 192;
 /// Rows of a cluster, one kernel each.
@@ -33,15 +34,6 @@ const STAGES: std::ops::RangeInclusive<i64> = 4..=12;
 const BLOCKS: i64 = 64;
 /// Scratch memory for hidden results begins at multiples of it.
 const SCRATCH_ALIGNMENT: i64 = 256;
-
-/// What the user asked for (`HYPATIA_CLUSTER_MLP`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Where it was measured to be faster.
-    WhereFaster,
-    /// Wherever it works.
-    Always,
-}
 
 /// How many clusters run at a time: by [`ROWS`], then as [`CLUSTER_SIZES`].
 pub type Clusters = [[i64; CLUSTER_SIZES.len()]; ROWS.len()];
@@ -168,11 +160,6 @@ pub fn choose(
     Ok(ClusterMlp { rows, kernel, cluster, clusters, layers: tiled, by_map, memory, scratch_bytes })
 }
 
-/// Rounded up; both are positive.
-const fn div_ceil(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
-}
-
 /// `None` if it does not fit.
 fn layout(layers: &[Tiled], rows: i64, cluster: i64, size: i64) -> Option<Memory> {
     let block = rows * CHUNK;
@@ -244,7 +231,9 @@ mod tests {
             (256, TINY, (16, 4, 16)),
             (512, TINY, (32, 4, 16)),
             (960, TINY, (32, 4, 30)),
+            (200, TINY, (16, 4, 13)),
             (64, SMALL, (8, 8, 8)),
+            (100, SMALL, (16, 8, 7)),
             (128, SMALL, (16, 8, 8)),
             (256, MEDIUM, (32, 8, 8)),
             (480, MEDIUM, (32, 8, 15)),

@@ -16,6 +16,7 @@ pub mod fp32;
 pub mod kept;
 pub mod layer;
 pub mod operands;
+pub mod policy;
 pub mod problem;
 pub mod relu_grid;
 pub mod replay;
@@ -23,3 +24,8 @@ pub mod small_mlp;
 pub mod tensor_chain;
 pub mod tensor_gemm;
 pub mod tuning;
+
+/// `a / b`, rounded up; both are positive.
+const fn div_ceil(a: i64, b: i64) -> i64 {
+    (a + b - 1) / b
+}

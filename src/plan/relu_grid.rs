@@ -1,6 +1,7 @@
 //! How the `relu_backward` kernel (`kernels/relu_backward.cu`) covers an
 //! `[rows, cols]` gradient: strips of columns, each split along the rows.
 
+use super::div_ceil;
 use super::problem::Dtype;
 
 /// Threads of a block, side by side over columns and stacked over rows; the
@@ -56,11 +57,6 @@ pub struct ReluShape {
 /// Blocks per multiprocessor that keep enough loads in flight to fill the
 /// memory pipe (256 threads, four 16-byte loads each).
 const BLOCKS_PER_MULTIPROCESSOR: i64 = 4;
-
-/// Rounded up; both are positive.
-const fn div_ceil(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
-}
 
 /// Chooses the grid; `None` if the strips do not fit one.
 #[must_use]

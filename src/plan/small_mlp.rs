@@ -3,6 +3,7 @@
 //! measured, won and lost is in `docs/small_mlp.md`.
 
 use super::check::{alignment, Matrix, Settings};
+use super::div_ceil;
 use super::layer::Layer;
 use super::problem::{Dtype, Math};
 
@@ -275,11 +276,6 @@ fn rows_of(matrix: Matrix, size: i64) -> Result<(i32, bool), &'static str> {
     let ld = matrix.row_major_ld().ok_or("a matrix is not stored row by row")?;
     let aligned = i64::from(alignment(matrix.data)) % PACKET == 0 && ld * size % PACKET == 0;
     Ok((i32::try_from(ld).map_err(|_| "a row stride exceeds 32 bits")?, aligned))
-}
-
-/// Rounded up; both are positive.
-const fn div_ceil(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
 }
 
 /// Cuts every layer; `packet` is the elements of 16 bytes.

@@ -7,9 +7,10 @@ use super::check::Settings;
 use super::format::Format;
 use super::layer::{Layer, Work};
 use super::operands::takes;
+use super::policy::Policy;
 use super::relu_grid::TICKETS;
 
-/// Layers of one launch, `kTensorChainLayers`.
+/// Layers of one launch, `kChainLayers`.
 pub const MAX_LAYERS: usize = 12;
 /// Threads of a block: eight computing warps, one that fetches, two that store.
 pub const THREADS: u32 = 352;
@@ -26,15 +27,6 @@ const ROWS: i64 = 2 * BOX_ROWS;
 const MOST_TF32: i64 = 8 << 20;
 /// Columns of a tile; the narrower one where it would not fill half of the device.
 const COLS: [i64; 2] = [128, 64];
-
-/// What the user asked for (`HYPATIA_TENSOR_CHAIN`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Where it was measured to be faster (docs/performance.md).
-    WhereFaster,
-    /// Wherever it works.
-    Always,
-}
 
 /// A layer in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -54,6 +54,11 @@ def command(title, arguments, seconds=150, cwd=None, **env):
     return (1, 0) if good else (0, 1)
 
 
+def again(title, *modules, **env):
+    """Test modules once more, in a process of another environment."""
+    return command(title, [sys.executable, "-m", "unittest", *modules], cwd=HERE, **env)
+
+
 def rust_tests(torch_dir):
     """The tch tests, built elsewhere; they use CUDA where there is one."""
     from support import BUNDLE
@@ -134,18 +139,16 @@ def main():
         counts.append(python_tests())
         if torch.cuda.get_device_capability() == (9, 0):
             counts.append(
-                command(
+                again(
                     "strict fp32 of every size on the tensor cores",
-                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains", "test_fp32"],
-                    cwd=HERE,
+                    "test_numbers", "test_chains", "test_fp32",
                     HYPATIA_FP32="tensor",
                 )
             )
             counts.append(
-                command(
+                again(
                     "16-bit products by our kernel wherever it works",
-                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains"],
-                    cwd=HERE,
+                    "test_numbers", "test_chains",
                     HYPATIA_TENSOR_GEMM="1",
                     HYPATIA_TENSOR_CHAIN="1",
                     HYPATIA_CLUSTER_MLP="0",
@@ -153,10 +156,9 @@ def main():
                 )
             )
             counts.append(
-                command(
+                again(
                     "chains of every size that fits by clusters",
-                    [sys.executable, "-m", "unittest", "test_numbers", "test_chains", "test_cluster_mlp"],
-                    cwd=HERE,
+                    "test_numbers", "test_chains", "test_cluster_mlp",
                     HYPATIA_CLUSTER_MLP="1",
                     HYPATIA_TUNE="0",
                 )

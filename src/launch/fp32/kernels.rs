@@ -7,7 +7,8 @@ use cudarc::driver::sys::CUfunction;
 use super::super::kernel::allow;
 use super::super::modules::Module;
 use crate::plan::fp32::tiling::COLS;
-use crate::plan::fp32::{Order, Policy};
+use crate::plan::fp32::Order;
+use crate::plan::policy::Policy;
 
 /// What a block of `fp32_gemm` needs: 220 KiB for its ring, whatever the tile,
 /// and room to begin it at a multiple of 1024.

@@ -16,15 +16,7 @@ pub use chain::{Chain, Job};
 use self::tiling::{gemm_us, library_us, relu_us};
 use super::check::{alignment, Matrix, Settings};
 use super::layer::Work;
-
-/// What the user asked for (`HYPATIA_FP32`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// Where it is predicted to be faster than SGEMM.
-    WhereFaster,
-    /// Wherever it works (`tensor`).
-    Always,
-}
+use super::policy::Policy;
 
 /// It must be predicted to take at most this part of SGEMM's time: the
 /// predictions are off by up to a tenth.

@@ -1,5 +1,7 @@
 //! How `kernels/fp32_gemm.cu` covers a product, and what that takes.
 
+use super::super::div_ceil;
+
 /// Columns of a tile; the kernels' names.
 pub const COLS: [i64; 3] = [128, 64, 32];
 /// Rows of a tile.
@@ -52,10 +54,6 @@ const PARTS: [(usize, i64); 3] = [(1, 8), (1, 4), (2, 4)];
 
 /// Bytes of a workspace's tickets are for so many halves of tiles.
 const TICKETS: i64 = super::super::relu_grid::TICKETS;
-
-const fn div_ceil(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
-}
 
 /// Rounded up to whole tiles.
 #[must_use]

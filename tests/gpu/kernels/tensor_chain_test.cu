@@ -20,41 +20,6 @@ struct Case {
   bool bias;
 };
 
-template <typename T>
-std::vector<T> rounded(const Matrix& from, float scale = 1.0f) {
-  std::vector<T> to;
-  for (const float x : from) to.push_back(hypatia::from_float<T>(x * scale));
-  return to;
-}
-
-template <typename T>
-int wrong_of(const std::vector<T>& x, const std::vector<T>& w,
-             const std::vector<T>& bias, const std::vector<T>& got, int rows,
-             int n, int k, bool with_bias, bool relu) {
-  const double u_out = std::is_same<T, float>()    ? 0x1p-24
-                       : std::is_same<T, __half>() ? 0x1p-11
-                                                   : 0x1p-8;
-  // Of the operands: TF32 has 11 bits.
-  const double u_in = std::is_same<T, float>() ? 0x1p-11 : 0;
-  int wrong = 0;
-  for (int r = 0; r < rows; r++) {
-    for (int i = 0; i < n; i++) {
-      double sum = with_bias ? hypatia::to_float(bias[i]) : 0;
-      double scale = std::fabs(sum);
-      for (int j = 0; j < k; j++) {
-        const double a = hypatia::to_float(x[r * k + j]);
-        const double b = hypatia::to_float(w[i * k + j]);
-        sum += a * b, scale += std::fabs(a * b);
-      }
-      if (relu && sum < 0) sum = 0;
-      const double bound = (2 * (k + 1) * 0x1p-24 + 2.01 * u_in) * scale +
-                           u_out * std::fabs(sum) + 1e-7;
-      wrong += !(std::fabs(hypatia::to_float(got[r * n + i]) - sum) <= bound);
-    }
-  }
-  return wrong;
-}
-
 template <typename T, typename Kernel>
 int run(const char* name, Kernel kernel, const Case& c) {
   const int layers = static_cast<int>(c.widths.size()) - 1;
@@ -64,7 +29,7 @@ int run(const char* name, Kernel kernel, const Case& c) {
                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int run = 128 / sizeof(T);  // elements
   const int row_tiles = (c.rows + 255) / 256 * 2;
-  hypatia::TensorChainMaps maps = {};
+  hypatia::ChainMaps maps = {};
   TensorChainParams p{};
   std::vector<std::vector<T>> weights, biases;
   std::vector<Buffer*> memory;

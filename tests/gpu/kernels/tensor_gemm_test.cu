@@ -19,13 +19,6 @@ struct Case {
   bool bias, relu;
 };
 
-template <typename T>
-std::vector<T> rounded(const Matrix& from) {
-  std::vector<T> to;
-  for (const float x : from) to.push_back(hypatia::from_float<T>(x));
-  return to;
-}
-
 template <typename T, typename Kernel>
 int run(const char* name, Kernel kernel, int groups, int cols, bool left_t,
         bool right_t, const Case& c) {

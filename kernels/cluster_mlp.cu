@@ -38,12 +38,16 @@ namespace hypatia {
 // stage is free again sooner that way.
 constexpr int kPlenty = 7;
 
+constexpr int kCols = 64;                                   // of a tile
+constexpr int kComputing = 4, kFetching = 4, kSending = 5;  // warps
+
 // The warps that compute, in a block that others fill and empty.
 template <typename T, int kRows>
-struct Computing : Block<T, kRows> {
-  using Base = Block<T, kRows>;
-  using Base::barriers, Base::blocks, Base::even, Base::kBlockBytes, Base::p,
-      Base::rank, Base::results, Base::ring, Base::row;
+struct Computing : Block<T, kRows, kCols> {
+  using Base = Block<T, kRows, kCols>;
+  using Base::barriers, Base::blocks, Base::even, Base::kBlockBytes,
+      Base::kChunkBytes, Base::kStageBytes, Base::p, Base::rank, Base::results,
+      Base::ring, Base::row;
 
   using Base::Base;
 
@@ -255,7 +259,7 @@ __device__ void cluster_mlp(const ChainMaps& maps, const ClusterMlpParams& p) {
     block.make_inputs();
   } else {
     bias = block.bias_of(0, block.rank, warp);
-    block.make_stages(warp);
+    block.make_stages(warp, kComputing, kComputing);
   }
   __syncwarp();
   cluster_arrive();

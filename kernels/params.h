@@ -149,12 +149,22 @@ struct TensorChainParams {
 };
 static_assert(sizeof(TensorChainParams) == 416, "launch/params.rs says 416");
 
-// One layer of cluster_mlp.cu.
+// What cluster_fp32.cu reads again for results that are not finite.
+struct ClusterFp32Operands {
+  const float* input;                 // rows `input_ld` elements apart
+  const float* weight[kChainLayers];  // rows `weight_ld` apart
+  int input_ld;
+  int weight_ld[kChainLayers];
+  int k[kChainLayers];
+};
+static_assert(sizeof(ClusterFp32Operands) == 208, "launch/params.rs says 208");
+
+// One layer of cluster_mlp.cu and cluster_fp32.cu.
 struct ClusterMlpLayer {
   const void* bias;  // [n] or null
   int n;
   int chunks;  // of k, 128 bytes
-  int tiles;   // of 64 columns
+  int tiles;   // of 64 columns, in cluster_fp32.cu 32
   int relu;
 };
 static_assert(sizeof(ClusterMlpLayer) == 24, "launch/params.rs says 24");

@@ -1,5 +1,6 @@
-// What a block of cluster_mlp.cu has in shared memory, and the two warps that
-// fill and empty it: one fetches all that is multiplied, one sends results.
+// What a block of cluster_mlp.cu or cluster_fp32.cu has in shared memory, and
+// the two warps that fill and empty it: one fetches all that is multiplied, one
+// sends results.
 #pragma once
 
 #include "../params.h"
@@ -11,9 +12,6 @@ namespace hypatia {
 
 constexpr int kStages = 12;  // at most
 constexpr int kDepth = 2;    // chunks of k, 128 bytes each, of a stage
-constexpr int kCols = 64;    // of a tile
-constexpr int kChunkBytes = kCols * 128, kStageBytes = kDepth * kChunkBytes;
-constexpr int kComputing = 4, kFetching = 4, kSending = 5;  // warps
 
 struct Barriers {
   unsigned base;
@@ -38,7 +36,8 @@ __device__ inline void hear() {
   asm volatile("bar.sync %0, 160;" ::"n"(kNumber) : "memory");
 }
 
-template <typename T, int kRows>
+// Tiles of kCols columns by kRows rows.
+template <typename T, int kRows, int kCols>
 struct Block {
   const ChainMaps& maps;
   const ClusterMlpParams& p;
@@ -47,6 +46,8 @@ struct Block {
   const int rank = cluster_rank(), blocks = cluster_size();
   const int row = cluster_index() * kRows;
 
+  static constexpr int kChunkBytes = kCols * 128;
+  static constexpr int kStageBytes = kDepth * kChunkBytes;
   static constexpr int kBlockBytes = kRows * 128;
   static constexpr int kBoxes = kCols / kRun<T>;  // of a tile
   static constexpr int kResultBytes = kBoxes * kBlockBytes;
@@ -74,13 +75,14 @@ struct Block {
     barrier_init_fence();
   }
 
-  // By a computing warp: its part of the ring's barriers, but for the first.
-  __device__ void make_stages(int warp) const {
+  // By one of `warps`: its part of the ring's barriers, but for the first. A
+  // stage is empty when `readers` have said so.
+  __device__ void make_stages(int warp, int warps, int readers) const {
     if (!elected()) return;
 #pragma unroll 1
-    for (int s = warp; s < p.stages; s += kComputing) {
+    for (int s = warp; s < p.stages; s += warps) {
       if (s > 0) barrier_init(barriers.full(s), 1);
-      barrier_init(barriers.empty(s), kComputing);
+      barrier_init(barriers.empty(s), readers);
     }
     barrier_init_fence();
   }

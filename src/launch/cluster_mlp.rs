@@ -1,4 +1,5 @@
-//! Launches `kernels/cluster_mlp.cu`: a whole forward pass of few rows at once.
+//! Launches `kernels/cluster_mlp.cu` and `cluster_fp32.cu`: a whole forward pass of few
+//! rows at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,23 +8,21 @@ use cudarc::driver::sys::{CUfunction, CUstream};
 use super::call::Call;
 use super::kernel::{allow, asked, Shape};
 use super::modules::Module;
-use super::params::{ChainMaps, ClusterMlpLayer, ClusterMlpParams};
+use super::params::{ChainMaps, ClusterFp32Operands, ClusterMlpLayer, ClusterMlpParams};
 use super::product::{log_line, logging};
-use super::tensor_map::of_chain;
+use super::tensor_map::{of_chain, Elements};
 use super::{Refusal, Workspace};
 use crate::plan::check::{Matrix, Settings};
-use crate::plan::cluster_mlp::{self, ClusterMlp, Clusters, CLUSTER_SIZES, ROWS, THREADS};
+use crate::plan::cluster_kind::{Kind, KERNELS};
+use crate::plan::cluster_mlp::{self, ClusterMlp, Clusters};
 use crate::plan::format::Format;
 use crate::plan::layer::{Layer, Work};
 use crate::plan::policy::Policy;
 use crate::plan::small_mlp::SHARED_BYTES;
 
-/// Rows of a weight in a box, `kCols` of the kernel.
-const WEIGHT_ROWS: i64 = 64;
-
 /// The functions of one device.
 pub struct ClusterMlpKernels {
-    functions: [[CUfunction; ROWS.len()]; Format::ALL.len()],
+    functions: [[CUfunction; KERNELS]; Kind::ALL.len()],
     at_once: Clusters,
     policy: Policy,
     /// A launch failed.
@@ -46,18 +45,25 @@ impl ClusterMlpKernels {
     pub fn load(capability: u32) -> Result<Self, String> {
         asked("HYPATIA_ONE_LAUNCH")?;
         let policy = asked("HYPATIA_CLUSTER_MLP")?;
-        let module = Module::load("cluster_mlp", capability)?;
-        let mut functions = [[std::ptr::null_mut(); ROWS.len()]; Format::ALL.len()];
-        let mut at_once = [[i64::MAX; CLUSTER_SIZES.len()]; ROWS.len()];
-        for (functions, format) in functions.iter_mut().zip(Format::ALL) {
-            for ((function, rows), at_once) in functions.iter_mut().zip(ROWS).zip(&mut at_once) {
-                *function = module.function(format!("cluster_mlp_{}_{rows}", format.name()))?;
-                allow(*function, SHARED_BYTES)?;
-                for (count, cluster) in at_once.iter_mut().zip(CLUSTER_SIZES) {
-                    let shape = shape(cluster, 1, i64::from(SHARED_BYTES));
-                    *count = (*count).min(shape.clusters_at_once(*function).into());
+        let tensor = Module::load("cluster_mlp", capability)?;
+        let fp32 = Module::load("cluster_fp32", capability)?;
+        let mut functions = [[std::ptr::null_mut(); KERNELS]; Kind::ALL.len()];
+        let mut at_once = Clusters::default();
+        for kind in Kind::ALL {
+            let module = if kind == Kind::Fp32 { &fp32 } else { &tensor };
+            for kernel in 0..kind.rows().len() {
+                let function = module.function(kind.name(kernel))?;
+                allow(function, SHARED_BYTES)?;
+                functions[kind.index()][kernel] = function;
+                let at_once = &mut at_once[kind.index()][kernel];
+                for (count, cluster) in at_once.iter_mut().zip(kind.cluster_sizes()) {
+                    let shape = shape(kind, cluster, 1, i64::from(SHARED_BYTES));
+                    *count = shape.clusters_at_once(function).into();
                 }
             }
+        }
+        if std::env::var("HYPATIA_FP32").is_ok_and(|value| value == "ieee") {
+            at_once[Kind::Fp32.index()] = Default::default();
         }
         Ok(Self { functions, at_once, policy, failed: AtomicBool::new(false) })
     }
@@ -81,10 +87,10 @@ impl ClusterMlpKernels {
     }
 }
 
-fn shape(cluster: i64, clusters: i64, shared: i64) -> Shape {
+fn shape(kind: Kind, cluster: i64, clusters: i64, shared: i64) -> Shape {
     Shape {
         grid: ((cluster * clusters) as u32, 1),
-        threads: THREADS,
+        threads: kind.threads(),
         cluster: cluster as u32,
         shared: shared as u32,
         overlaps: false,
@@ -96,7 +102,6 @@ fn shape(cluster: i64, clusters: i64, shared: i64) -> Shape {
 pub struct ClusterMlpLaunch<'a> {
     kernels: &'a ClusterMlpKernels,
     plan: ClusterMlp,
-    format: Format,
     input: Matrix,
     layers: &'a [Layer],
 }
@@ -114,8 +119,7 @@ impl<'a> ClusterMlpLaunch<'a> {
         }
         let plan = chosen.ok()?;
         let Work::Forward(input, layers) = work else { return None };
-        let format = Format::of(settings.dtype, settings.math)?;
-        Some(Self { kernels: kernels.as_ref().ok()?, plan, format, input: *input, layers })
+        Some(Self { kernels: kernels.as_ref().ok()?, plan, input: *input, layers })
     }
 
     /// Scratch bytes behind the tickets.
@@ -133,19 +137,23 @@ impl<'a> ClusterMlpLaunch<'a> {
     /// # Errors
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
-        log_line(|| format!("{} in one launch: {}", self.format.name(), self.plan));
+        let ClusterMlp { kind, kernel, cluster, clusters, memory, .. } = &self.plan;
+        log_line(|| format!("{} in one launch: {}", kind.mode(), self.plan));
         let maps = self.maps(call.workspace.data + Workspace::TICKET_BYTES)?;
-        let params = self.params();
-        let arguments =
-            [(&raw const maps).cast_mut().cast(), (&raw const params).cast_mut().cast()];
-        let ClusterMlp { kernel, cluster, clusters, memory, .. } = &self.plan;
-        let function = self.kernels.functions[self.format as usize][*kernel];
+        let (params, operands) = (self.params(), self.operands());
+        // The driver takes as many as the kernel declares; strict fp32 has the last.
+        let arguments = [
+            (&raw const maps).cast_mut().cast(),
+            (&raw const params).cast_mut().cast(),
+            (&raw const operands).cast_mut().cast(),
+        ];
+        let function = self.kernels.functions[kind.index()][*kernel];
         // SAFETY: the parameter blocks are those the kernel declares (params.rs is
         // held to params.h by a test) and are only read; the caller vouches for the
         // addresses; extents, alignment and shared memory are those the kernel takes
         // (plan::cluster_mlp).
         unsafe {
-            shape(*cluster, *clusters, memory.bytes).launch(
+            shape(*kind, *cluster, *clusters, memory.bytes).launch(
                 function,
                 call.stream as CUstream,
                 arguments,
@@ -161,7 +169,8 @@ impl<'a> ClusterMlpLaunch<'a> {
 
     /// `scratch` is where hidden results without a place begin.
     fn maps(&self, scratch: usize) -> Result<ChainMaps, Refusal> {
-        let plan = &self.plan;
+        let (plan, kind) = (&self.plan, self.plan.kind);
+        let tf32 = kind == Kind::Tensor(Format::Tf32);
         let described =
             self.layers.iter().zip(&plan.layers).enumerate().map(|(i, (layer, tiled))| {
                 let hidden = i + 1 < self.layers.len();
@@ -171,9 +180,24 @@ impl<'a> ClusterMlpLaunch<'a> {
                     layer.output
                 };
                 let result = Matrix::dense(data, plan.rows, tiled.n);
-                (layer.weight, WEIGHT_ROWS, (hidden || plan.by_map).then_some(result))
+                (layer.weight, kind.cols(), (hidden || plan.by_map).then_some(result))
             });
-        of_chain(self.format, ROWS[plan.kernel], self.input, described)
+        let elements = Elements { dtype: kind.dtype(), tf32 };
+        of_chain(elements, kind.rows()[plan.kernel], self.input, described)
+    }
+
+    fn operands(&self) -> ClusterFp32Operands {
+        let mut operands = ClusterFp32Operands {
+            input: self.input.data as u64,
+            input_ld: self.input.row_stride as i32,
+            ..ClusterFp32Operands::default()
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            operands.weight[i] = layer.weight.data as u64;
+            operands.weight_ld[i] = layer.weight.row_stride as i32;
+            operands.k[i] = layer.weight.cols as i32;
+        }
+        operands
     }
 
     fn params(&self) -> ClusterMlpParams {

@@ -33,7 +33,7 @@ pub struct Modules {
     pub missing: Option<String>,
     /// `kernels/fused_mlp.cu`, or why layers run one by one.
     pub small_mlp: Result<SmallMlp, String>,
-    /// `kernels/cluster_mlp.cu`, or why none of it.
+    /// `kernels/cluster_mlp.cu` and `cluster_fp32.cu`, or why none of them.
     pub cluster_mlp: Result<ClusterMlpKernels, String>,
     /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
     pub fp32: Result<Fp32Kernels, String>,

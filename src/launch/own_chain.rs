@@ -14,7 +14,7 @@ use crate::plan::layer::Work;
 pub enum OwnChain<'a> {
     /// `kernels/fp32_*.cu`.
     Fp32(ReadyChain<'a>),
-    /// `kernels/cluster_mlp.cu`.
+    /// `kernels/cluster_mlp.cu` or `cluster_fp32.cu`.
     Cluster(ClusterMlpLaunch<'a>),
     /// `kernels/tensor_chain.cu`.
     Tensor(Box<TensorChainLaunch<'a>>),
@@ -24,13 +24,16 @@ impl<'a> OwnChain<'a> {
     /// `None` if the layers run one by one.
     pub fn choose(device: &'a Device, settings: Settings, work: &'a Work) -> Option<Self> {
         let modules = &device.modules;
+        let chosen = ClusterMlpLaunch::choose(&modules.cluster_mlp, settings, work);
+        if chosen.is_some() {
+            return chosen.map(Self::Cluster);
+        }
         if settings.is_strict_fp32() {
             let chosen = ReadyChain::choose(&modules.fp32, settings, work, device.multiprocessors);
             return chosen.map(Self::Fp32);
         }
-        let chosen = ClusterMlpLaunch::choose(&modules.cluster_mlp, settings, work);
-        if chosen.is_some() || work.lacks_hidden() {
-            return chosen.map(Self::Cluster);
+        if work.lacks_hidden() {
+            return None;
         }
         let chosen = TensorChainLaunch::choose(&modules.tensor_chain, settings, work);
         chosen.map(|launch| Self::Tensor(Box::new(launch)))

@@ -304,7 +304,7 @@ pub struct ClusterMlpLayer {
     pub n: i32,
     /// Of k, 128 bytes each.
     pub chunks: i32,
-    /// Of 64 columns.
+    /// Of 64 columns, in `cluster_fp32.cu` 32.
     pub tiles: i32,
     /// 1 if a ReLU follows.
     pub relu: i32,
@@ -312,7 +312,7 @@ pub struct ClusterMlpLayer {
 
 const _: () = assert!(size_of::<ClusterMlpLayer>() == 24, "params.h says 24");
 
-/// A chain of layers for `kernels/cluster_mlp.cu`.
+/// A chain of layers for `kernels/cluster_mlp.cu` and `cluster_fp32.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ClusterMlpParams {
@@ -339,6 +339,24 @@ pub struct ClusterMlpParams {
 }
 
 const _: () = assert!(size_of::<ClusterMlpParams>() == 328, "params.h says 328");
+
+/// What `kernels/cluster_fp32.cu` reads again for results that are not finite.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClusterFp32Operands {
+    /// `[m, k of the first layer]`.
+    pub input: u64,
+    /// `[n, k]` each.
+    pub weight: [u64; CHAIN_LAYERS],
+    /// Elements from one row of the input to the next.
+    pub input_ld: i32,
+    /// Elements from one row of each weight to the next.
+    pub weight_ld: [i32; CHAIN_LAYERS],
+    /// Length of each layer's sums.
+    pub k: [i32; CHAIN_LAYERS],
+}
+
+const _: () = assert!(size_of::<ClusterFp32Operands>() == 208, "params.h says 208");
 
 #[cfg(test)]
 mod tests {
@@ -396,6 +414,8 @@ mod tests {
         assert_eq!(fields(&TensorChainParams::default()), declared("TensorChainParams"));
         assert_eq!(fields(&ClusterMlpLayer::default()), declared("ClusterMlpLayer"));
         assert_eq!(fields(&ClusterMlpParams::default()), declared("ClusterMlpParams"));
+        let operands = fields(&ClusterFp32Operands::default());
+        assert_eq!(operands, declared("ClusterFp32Operands"));
         let relu = fields(&Fp32ReluBackwardParams::default());
         assert_eq!(relu, declared("Fp32ReluBackwardParams"));
         assert!(HEADER.contains(&format!("kMlpLayers = {MLP_LAYERS};")));

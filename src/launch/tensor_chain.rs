@@ -172,7 +172,7 @@ fn maps(
         let result = Matrix::dense(layer.output, chain.rows, tiled.n);
         (layer.weight, tiled.cols / PAIR, stored.then_some(result))
     });
-    of_chain(format, BOX_ROWS, input, described)
+    of_chain(format.into(), BOX_ROWS, input, described)
 }
 
 fn params(chain: &TensorChain, layers: &[Layer]) -> TensorChainParams {

@@ -12,6 +12,21 @@ use crate::plan::check::Matrix;
 use crate::plan::format::Format;
 use crate::plan::problem::Dtype;
 
+/// What a matrix is made of, for boxes of 128 bytes of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Elements {
+    /// As they are stored.
+    pub dtype: Dtype,
+    /// As [`Boxes::tf32`].
+    pub tf32: bool,
+}
+
+impl From<Format> for Elements {
+    fn from(format: Format) -> Self {
+        Self { dtype: format.dtype(), tf32: format == Format::Tf32 }
+    }
+}
+
 /// A matrix as runs of contiguous elements, and the boxes it is read in.
 #[derive(Debug, Clone, Copy)]
 pub struct Boxes {
@@ -35,16 +50,10 @@ pub struct Boxes {
 
 impl Boxes {
     /// A matrix by rows, `rows` of a box: what the tensor cores read, or will.
-    pub fn of_rows(format: Format, m: Matrix, rows: i64) -> Self {
-        Self {
-            data: m.data,
-            dtype: format.dtype(),
-            tf32: format == Format::Tf32,
-            run: m.cols,
-            runs: m.rows,
-            ld: m.row_stride,
-            size: [format.run(), rows as u32],
-        }
+    pub fn of_rows(Elements { dtype, tf32 }: Elements, m: Matrix, rows: i64) -> Self {
+        let (run, runs, ld) = (m.cols, m.rows, m.row_stride);
+        let size = [128 / dtype.size() as u32, rows as u32];
+        Self { data: m.data, dtype, tf32, run, runs, ld, size }
     }
 
     /// The driver's description; what lies outside of the matrix reads as zero.
@@ -101,17 +110,17 @@ impl Boxes {
 /// # Errors
 /// For what the driver does not take.
 pub fn of_chain(
-    format: Format,
+    elements: Elements,
     rows: i64,
     input: Matrix,
     layers: impl Iterator<Item = (Matrix, i64, Option<Matrix>)>,
 ) -> Result<ChainMaps, Refusal> {
     let mut maps = ChainMaps::default();
-    maps.activation[0] = Boxes::of_rows(format, input, rows).encode()?;
+    maps.activation[0] = Boxes::of_rows(elements, input, rows).encode()?;
     for (i, (weight, weight_rows, result)) in layers.enumerate() {
-        maps.weight[i] = Boxes::of_rows(format, weight, weight_rows).encode()?;
+        maps.weight[i] = Boxes::of_rows(elements, weight, weight_rows).encode()?;
         if let Some(result) = result {
-            maps.activation[i + 1] = Boxes::of_rows(format, result, rows).encode()?;
+            maps.activation[i + 1] = Boxes::of_rows(elements, result, rows).encode()?;
         }
     }
     Ok(maps)

@@ -1,42 +1,32 @@
-//! How `kernels/cluster_mlp.cu` does a forward pass in one launch, and where that is
-//! worth it: chains of small layers on few rows. What was measured is in
-//! `docs/small_mlp.md`.
+//! How `kernels/cluster_mlp.cu`, in strict fp32 `cluster_fp32.cu`, does a forward pass
+//! in one launch, and where that is worth it: chains of small layers on few rows. What
+//! was measured is in `docs/small_mlp.md`.
 
 use std::fmt;
 
-use super::check::Settings;
+use super::check::{Matrix, Settings};
+use super::cluster_kind::{Kind, CLUSTER_SIZES, KERNELS};
 use super::div_ceil;
 use super::format::Format;
-use super::layer::Work;
+use super::layer::{Layer, Work};
 use super::operands::takes;
 use super::policy::Policy;
 use super::small_mlp::SHARED_BYTES;
 use super::tensor_chain::MAX_LAYERS;
 
-/// Threads of a block: four computing warps, one that fetches, one that sends.
-pub const THREADS: u32 = 192;
-/// Rows of a cluster, one kernel each.
-pub const ROWS: [i64; 3] = [8, 16, 32];
-/// Blocks of a cluster: for layers of up to 256 columns, and for wider ones.
-pub const CLUSTER_SIZES: [i64; 2] = [4, 8];
-
-// The kernel's, in bytes.
+// The kernels', in bytes.
 const CHUNK: i64 = 128; // of k
 const BARRIERS: i64 = 1024;
 const ALIGNMENT: i64 = 1024;
 const STAGE_CHUNKS: i64 = 2;
-const STAGE: i64 = STAGE_CHUNKS * COLS * CHUNK;
-const COLS: i64 = 64; // of a tile
 const STAGES: std::ops::RangeInclusive<i64> = 4..=12;
 
-/// So many blocks get their weights as fast as they can take them; with more, L2 gives
-/// each less.
-const BLOCKS: i64 = 64;
 /// Scratch memory for hidden results begins at multiples of it.
 const SCRATCH_ALIGNMENT: i64 = 256;
 
-/// How many clusters run at a time: by [`ROWS`], then as [`CLUSTER_SIZES`].
-pub type Clusters = [[i64; CLUSTER_SIZES.len()]; ROWS.len()];
+/// How many clusters run at a time: by [`Kind::index`], [`Kind::rows`], then
+/// [`Kind::cluster_sizes`].
+pub type Clusters = [[[i64; CLUSTER_SIZES]; KERNELS]; Kind::ALL.len()];
 
 /// A layer in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +37,7 @@ pub struct Tiled {
     pub k: i64,
     /// Of k, 128 bytes each.
     pub chunks: i64,
-    /// Of 64 columns.
+    /// Of [`Kind::cols`] columns.
     pub tiles: i64,
     /// Where the result goes in scratch memory if it has no other place.
     pub scratch: i64,
@@ -56,9 +46,11 @@ pub struct Tiled {
 /// One launch for all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterMlp {
+    /// How it multiplies.
+    pub kind: Kind,
     /// Rows of every result.
     pub rows: i64,
-    /// Rows of a cluster, as an index of [`ROWS`].
+    /// Rows of a cluster, as an index of [`Kind::rows`].
     pub kernel: usize,
     /// Blocks of a cluster.
     pub cluster: i64,
@@ -91,14 +83,9 @@ pub struct Memory {
 
 impl fmt::Display for ClusterMlp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, cluster, clusters, layers, memory, .. } = self;
-        write!(
-            f,
-            "cluster_mlp, {} layers in {clusters} clusters of {cluster}, {} rows each, {} stages",
-            layers.len(),
-            ROWS[*kernel],
-            memory.stages
-        )
+        let Self { kind, kernel, cluster, clusters, layers, memory, .. } = self;
+        let (name, layers, stages) = (kind.name(*kernel), layers.len(), memory.stages);
+        write!(f, "{name}, {layers} layers in {clusters} clusters of {cluster}, {stages} stages")
     }
 }
 
@@ -113,25 +100,21 @@ pub fn choose(
     policy: Policy,
 ) -> Result<ClusterMlp, &'static str> {
     let Work::Forward(input, layers) = work else { return Err("not a forward pass") };
-    let format = Format::of(settings.dtype, settings.math)
-        .ok_or("not what the tensor cores read, with sums in fp32")?;
+    let kind = Kind::of(settings).ok_or("sums in fp16")?;
     if layers.len() < 2 || layers.len() > MAX_LAYERS || input.rows < 1 {
         return Err("too few or too many layers");
     }
-    let by_map = takes(*input, layers, format)?;
+    let by_map = takes(*input, layers, kind.dtype())?;
     let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
     if policy == Policy::WhereFaster {
         if widest > 512 || input.cols > 1024 {
             return Err("too wide for clusters");
         }
-        let weights: i64 = layers.iter().map(|layer| layer.weight.rows * layer.weight.cols).sum();
-        // Weights come to one cluster only, and twice as many bytes as in 16 bits.
-        let slow = input.cols > 784 || (layers.len() < 3 && weights > 64 << 10);
-        if format == Format::Tf32 && input.rows == 1 && slow {
-            return Err("one row, for matrix-vector kernels");
+        if for_matrix_vector_kernels(kind, *input, layers) {
+            return Err("few rows, for matrix-vector kernels");
         }
     }
-    let size = format.dtype().size() as i64;
+    let size = kind.dtype().size() as i64;
     let mut scratch_bytes = 0;
     let tiled = layers.iter().enumerate().map(|(index, layer)| {
         let (n, k) = (layer.weight.rows, layer.weight.cols);
@@ -140,30 +123,47 @@ pub fn choose(
             let bytes = n * input.rows * size;
             scratch_bytes += div_ceil(bytes, SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT;
         }
-        Tiled { n, k, chunks: div_ceil(k * size, CHUNK), tiles: div_ceil(n, COLS), scratch }
+        Tiled { n, k, chunks: div_ceil(k * size, CHUNK), tiles: div_ceil(n, kind.cols()), scratch }
     });
     let tiled: Vec<Tiled> = tiled.collect();
     let place = usize::from(widest > 256);
-    let cluster = CLUSTER_SIZES[place];
+    let cluster = kind.cluster_sizes()[place];
     let fits = |kernel: &usize, blocks: i64| {
-        let clusters = div_ceil(input.rows, ROWS[*kernel]);
-        clusters <= at_once[*kernel][place] && clusters * cluster <= blocks
+        let clusters = div_ceil(input.rows, kind.rows()[*kernel]);
+        clusters <= at_once[kind.index()][*kernel][place] && clusters * cluster <= blocks
     };
-    let kernels = || 0..ROWS.len();
+    let kernels = || 0..kind.rows().len();
     let kernel = kernels()
-        .find(|kernel| fits(kernel, BLOCKS))
+        .find(|kernel| fits(kernel, kind.enough_blocks()))
         .or_else(|| kernels().find(|kernel| fits(kernel, i64::MAX)))
         .ok_or("more rows than the clusters that run at a time have")?;
-    let clusters = div_ceil(input.rows, ROWS[kernel]);
-    let memory = layout(&tiled, ROWS[kernel], cluster, size).ok_or("too wide for clusters")?;
     let rows = input.rows;
-    Ok(ClusterMlp { rows, kernel, cluster, clusters, layers: tiled, by_map, memory, scratch_bytes })
+    let clusters = div_ceil(rows, kind.rows()[kernel]);
+    let memory = layout(kind, &tiled, kernel, cluster).ok_or("too wide for clusters")?;
+    let layers = tiled;
+    Ok(ClusterMlp { kind, rows, kernel, cluster, clusters, layers, by_map, memory, scratch_bytes })
+}
+
+/// Whether matrix-vector kernels are faster on one row, or a few: there the weights come
+/// to all multiprocessors, here to one cluster, in fp32 twice as many bytes.
+fn for_matrix_vector_kernels(kind: Kind, input: Matrix, layers: &[Layer]) -> bool {
+    let weights: i64 = layers.iter().map(|layer| layer.weight.rows * layer.weight.cols).sum();
+    let (rows, deep) = (input.rows, layers.len() > 2);
+    match kind {
+        Kind::Tensor(Format::Tf32) => {
+            rows == 1 && (input.cols > 784 || (!deep && weights > 64 << 10))
+        }
+        Kind::Tensor(_) => false,
+        Kind::Fp32 => (rows == 1 || (rows < 8 && !deep)) && weights > (layers.len() as i64) << 16,
+    }
 }
 
 /// `None` if it does not fit.
-fn layout(layers: &[Tiled], rows: i64, cluster: i64, size: i64) -> Option<Memory> {
+fn layout(kind: Kind, layers: &[Tiled], kernel: usize, cluster: i64) -> Option<Memory> {
+    let rows = kind.rows()[kernel];
     let block = rows * CHUNK;
-    let result = rows * COLS * size;
+    let result = rows * kind.cols() * kind.dtype().size() as i64;
+    let stage = STAGE_CHUNKS * kind.cols() * CHUNK;
     let received = |layer: usize| layers[layer - 1].tiles * result;
     let largest = |first: usize| (first..layers.len()).step_by(2).map(received).max().unwrap_or(0);
     // What the busiest block takes, in stages; and of that the first layer.
@@ -175,7 +175,8 @@ fn layout(layers: &[Tiled], rows: i64, cluster: i64, size: i64) -> Option<Memory
         let ring = STAGE_CHUNKS * stages.min(first) * block;
         let even = largest(2).max(ring);
         let even = div_ceil(even, STAGE_CHUNKS * block) * STAGE_CHUNKS * block;
-        let bytes = ALIGNMENT + BARRIERS + result + even + odd + stages * STAGE;
+        let fixed = ALIGNMENT + BARRIERS + result + kind.sums_bytes(rows);
+        let bytes = fixed + even + odd + stages * stage;
         let even_blocks = even / block;
         (bytes <= i64::from(SHARED_BYTES)).then_some(Memory {
             stages,
@@ -189,12 +190,10 @@ fn layout(layers: &[Tiled], rows: i64, cluster: i64, size: i64) -> Option<Memory
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::Matrix;
-    use super::super::layer::Layer;
     use super::super::problem::{Dtype, Math};
     use super::*;
 
-    const H100: Clusters = [[30, 15]; 3];
+    const H100: Clusters = [[[30, 15]; 4], [[30, 15]; 4], [[30, 15]; 4], [[15, 7]; 4]];
 
     const BF16: Settings = Settings {
         device: 0,
@@ -204,6 +203,7 @@ mod tests {
         deterministic: true,
     };
     const TF32: Settings = Settings { dtype: Dtype::F32, math: Math::Tf32, ..BF16 };
+    const FP32: Settings = Settings { dtype: Dtype::F32, ..BF16 };
 
     fn forward(rows: i64, widths: &[i64]) -> Work {
         let layers = widths.windows(2).map(|pair| Layer {
@@ -240,7 +240,8 @@ mod tests {
         ] {
             for settings in [BF16, TF32] {
                 let c = chosen(settings, rows, widths).unwrap();
-                assert_eq!((ROWS[c.kernel], c.cluster, c.clusters), want, "{rows} {widths:?}");
+                let got = (c.kind.rows()[c.kernel], c.cluster, c.clusters);
+                assert_eq!(got, want, "{rows} {widths:?}");
             }
         }
         for (rows, widths) in [(961, TINY), (481, MEDIUM)] {
@@ -249,21 +250,44 @@ mod tests {
     }
 
     #[test]
+    fn strict_fp32_takes_the_fewest_rows_that_run_at_once() {
+        for (rows, widths, want) in [
+            (2, TINY, (8, 8, 1)),
+            (64, TINY, (8, 8, 8)),
+            (120, TINY, (8, 8, 15)),
+            (121, TINY, (16, 8, 8)),
+            (256, TINY, (24, 8, 11)),
+            (600, TINY, (40, 8, 15)),
+            (128, SMALL, (24, 16, 6)),
+            (256, MEDIUM, (40, 16, 7)),
+            (280, MEDIUM, (40, 16, 7)),
+        ] {
+            let c = chosen(FP32, rows, widths).unwrap();
+            let got = (c.kind.rows()[c.kernel], c.cluster, c.clusters);
+            assert_eq!(got, want, "{rows} {widths:?}");
+        }
+        for (rows, widths) in [(601, TINY), (281, MEDIUM)] {
+            assert!(chosen(FP32, rows, widths).unwrap_err().contains("rows"));
+        }
+    }
+
+    #[test]
     fn shared_memory_holds_what_the_kernel_puts_there() {
         let shapes: [&[i64]; 6] =
             [TINY, SMALL, MEDIUM, &[8, 8, 8], &[1024, 8, 512, 24, 512], &[32, 512, 512]];
-        for (settings, widths, rows) in [BF16, TF32]
+        for (settings, widths, rows) in [BF16, TF32, FP32]
             .into_iter()
             .flat_map(|s| shapes.map(|w| (s, w)))
             .flat_map(|(s, w)| [1, 9, 100, 256, 480].map(|r| (s, w, r)))
         {
             let Ok(c) = chosen(settings, rows, widths) else { continue };
-            let (size, kernel_rows) = (settings.dtype.size() as i64, ROWS[c.kernel]);
+            let (size, kernel_rows) = (settings.dtype.size() as i64, c.kind.rows()[c.kernel]);
+            let (cols, stage) = (c.kind.cols(), 2 * 128 * c.kind.cols());
             assert!(c.clusters * kernel_rows >= rows);
             let Memory { stages, even, odd, even_blocks, bytes } = c.memory;
             let mut all = 0;
             for (i, layer) in c.layers.iter().enumerate() {
-                assert!(layer.tiles * 64 >= layer.n && layer.chunks * 128 >= layer.k * size);
+                assert!(layer.tiles * cols >= layer.n && layer.chunks * 128 >= layer.k * size);
                 let stages_of =
                     (layer.chunks + 1) / 2 * ((layer.tiles + c.cluster - 1) / c.cluster);
                 all += stages_of;
@@ -273,16 +297,19 @@ mod tests {
                     assert!(even_blocks >= 2 * stages.min(stages_of) && even_blocks % 2 == 0);
                     assert!(even_blocks * kernel_rows * 128 <= even);
                 } else {
-                    let sent = c.layers[i - 1].tiles * 64 * size * kernel_rows;
+                    let sent = c.layers[i - 1].tiles * cols * size * kernel_rows;
                     assert!(sent <= room && layer.chunks * 128 * kernel_rows <= room);
                 }
             }
             assert!(stages >= all.min(4) && stages <= 12 && even % 1024 == 0 && odd % 1024 == 0);
             assert!(bytes <= i64::from(SHARED_BYTES));
-            assert!(bytes >= 2048 + kernel_rows * 64 * size + even + odd + stages * (32 << 9));
+            let sums = if settings == FP32 { 4 * cols * kernel_rows * 4 } else { 0 };
+            let result = kernel_rows * cols * size;
+            assert!(bytes >= 2048 + result + even + odd + stages * stage + sums);
         }
         assert_eq!(chosen(BF16, 256, MEDIUM).unwrap().memory.stages, 7);
         assert_eq!(chosen(TF32, 256, MEDIUM).unwrap().memory.stages, 5);
+        assert_eq!(chosen(FP32, 256, MEDIUM).unwrap().memory.stages, 5);
         assert_eq!(chosen(BF16, 1, &[8, 8, 8]).unwrap().memory.stages, 2, "no more than there are");
     }
 
@@ -305,19 +332,23 @@ mod tests {
     }
 
     #[test]
-    fn one_row_of_tf32_where_that_is_faster() {
+    fn few_rows_of_fp32_where_that_is_faster() {
         let why = |rows, widths: &[i64]| chosen(TF32, rows, widths).err();
-        let one = Some("one row, for matrix-vector kernels");
+        let one = Some("few rows, for matrix-vector kernels");
         assert_eq!([why(1, TINY), why(1, SMALL), why(1, &[40, 128, 64])], [None; 3]);
         assert_eq!([why(1, MEDIUM), why(1, &[512; 3]), why(1, &[1024, 256, 16])], [one; 3]);
         assert_eq!([why(2, MEDIUM), why(2, &[512; 3])], [None; 2]);
         assert!(chosen(BF16, 1, MEDIUM).is_ok());
+        let why = |rows, widths: &[i64]| chosen(FP32, rows, widths).err();
+        assert_eq!([why(1, TINY), why(1, SMALL), why(1, MEDIUM), why(7, &[512; 3])], [one; 4]);
+        assert_eq!([why(2, TINY), why(8, &[512; 3]), why(2, SMALL)], [None; 3]);
+        assert_eq!([why(1, &[64, 64, 16]), why(1, &[256; 9]), why(7, &[256; 3])], [None; 3]);
     }
 
     #[test]
     fn others_go_another_way() {
-        let strict = Settings { dtype: Dtype::F32, ..BF16 };
-        assert!(chosen(strict, 64, TINY).unwrap_err().contains("tensor cores"));
+        let fp16_sums = Settings { dtype: Dtype::F16, math: Math::Fp16Accumulate, ..BF16 };
+        assert!(chosen(fp16_sums, 64, TINY).unwrap_err().contains("fp16"));
         assert!(chosen(BF16, 64, &[784, 256]).unwrap_err().contains("layers"));
         assert!(chosen(BF16, 64, &[64; 14]).unwrap_err().contains("layers"));
         assert!(chosen(BF16, 64, &[783, 256, 256]).unwrap_err().contains("operand"));
@@ -328,7 +359,7 @@ mod tests {
             |rows, widths: &[i64]| choose(BF16, &forward(rows, widths), &H100, Policy::Always);
         assert!(always(64, &[784, 520, 256]).is_ok());
         assert!(always(200, &[264, 4096, 4096, 63]).unwrap_err().contains("wide"));
-        let none = [[0; 2]; 3];
+        let none = Clusters::default();
         let refused = choose(BF16, &forward(1, TINY), &none, Policy::Always);
         assert!(refused.unwrap_err().contains("rows"));
     }

@@ -1,16 +1,16 @@
 //! Whether the copy engine reads and stores what a chain of layers works on.
 
 use super::check::{alignment, Matrix};
-use super::format::Format;
 use super::layer::Layer;
+use super::problem::Dtype;
 
 /// Whether the copy engine reads every operand; then, whether it can store the last
 /// result.
 ///
 /// # Errors
 /// What it cannot read, or store of the hidden results.
-pub fn takes(input: Matrix, layers: &[Layer], format: Format) -> Result<bool, &'static str> {
-    let whole = |columns: i64| columns % (i64::from(format.run()) / 8) == 0;
+pub fn takes(input: Matrix, layers: &[Layer], dtype: Dtype) -> Result<bool, &'static str> {
+    let whole = |columns: i64| columns % (16 / dtype.size() as i64) == 0;
     let readable = |m: Matrix| {
         // With one row the stride is never used.
         let rows_align = m.rows == 1 || whole(m.row_stride) && m.row_stride >= m.cols;
@@ -39,13 +39,13 @@ mod tests {
     #[test]
     fn rows_of_16_bytes_except_where_there_is_one() {
         let input = Matrix::dense(256, 9, 24);
-        let all = |input, layers: &[Layer]| takes(input, layers, Format::Bf16);
+        let all = |input, layers: &[Layer]| takes(input, layers, Dtype::Bf16);
         assert_eq!(all(input, &[layer(24, 8), layer(8, 16)]), Ok(true));
         assert_eq!(all(input, &[layer(24, 8), layer(8, 10)]), Ok(false));
         assert!(all(input, &[layer(24, 10), layer(10, 16)]).unwrap_err().contains("operand"));
         // Rows of 12 fp32 are 48 bytes, of 12 bf16 24.
         let chain = [layer(12, 4), layer(4, 4)];
-        assert_eq!(takes(Matrix::dense(256, 9, 12), &chain, Format::Tf32), Ok(true));
+        assert_eq!(takes(Matrix::dense(256, 9, 12), &chain, Dtype::F32), Ok(true));
         assert!(all(Matrix::dense(256, 9, 12), &chain).is_err());
         let one = Matrix { row_stride: 1, ..Matrix::dense(256, 1, 24) };
         assert_eq!(all(one, &[layer(24, 8), layer(8, 1)]), Ok(false));
@@ -70,13 +70,13 @@ mod tests {
             Matrix { row_stride: 1 << 40, ..input },
             Matrix::dense(256, 0, 24),
         ] {
-            assert!(takes(other, &chain, Format::Bf16).unwrap_err().contains("operand"));
+            assert!(takes(other, &chain, Dtype::Bf16).unwrap_err().contains("operand"));
         }
         let mut apart = chain;
         apart[0].output = 264;
-        assert!(takes(input, &apart, Format::Bf16).unwrap_err().contains("hidden"));
+        assert!(takes(input, &apart, Dtype::Bf16).unwrap_err().contains("hidden"));
         let mut last = chain;
         last[1].output = 264;
-        assert_eq!(takes(input, &last, Format::Bf16), Ok(false));
+        assert_eq!(takes(input, &last, Dtype::Bf16), Ok(false));
     }
 }

@@ -92,7 +92,7 @@ pub fn choose(
         return Err("too few or too many layers");
     }
     let blocks_at_once = at_once / PAIR * PAIR;
-    let by_map = takes(*input, layers, format)?;
+    let by_map = takes(*input, layers, format.dtype())?;
     let rows = input.rows;
     let row_tiles = (rows + ROWS - 1) / ROWS;
     let tiled = layers.iter().map(|layer| tile(layer, row_tiles, blocks_at_once));

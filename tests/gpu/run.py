@@ -143,6 +143,7 @@ def main():
                     "strict fp32 of every size on the tensor cores",
                     "test_numbers", "test_chains", "test_fp32",
                     HYPATIA_FP32="tensor",
+                    HYPATIA_CLUSTER_MLP="0",
                 )
             )
             counts.append(

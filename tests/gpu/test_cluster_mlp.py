@@ -1,9 +1,9 @@
-"""Whole forward passes of few rows in one launch (kernels/cluster_mlp.cu): numbers
-against fp64, hidden results, gradients, special values, capture, streams, and that it
-is used where it should.
+"""Whole forward passes of few rows in one launch (kernels/cluster_mlp.cu, in strict
+fp32 cluster_fp32.cu): numbers against fp64, hidden results, gradients, special values,
+capture, streams, and that it is used where it should.
 
-`HYPATIA_CLUSTER_MLP=1` sends every chain in bf16, fp16 and TF32 this way that fits, so
-the other tests are worth a run with it."""
+`HYPATIA_CLUSTER_MLP=1` sends every chain this way that fits, so the other tests are
+worth a run with it."""
 
 import concurrent.futures
 import itertools
@@ -15,14 +15,13 @@ import unittest
 
 import torch
 
-from support import LIBRARY, MODES as ALL_MODES, mlp_operands, oracle, split, tf32
+from support import LIBRARY, MODES, mlp_operands, oracle, split, tf32
 from test_chains import eager
 from test_replay import again, recordings
 
 mlp = torch.ops.hypatia.fused_mlp
 forward = torch.ops.hypatia.fused_mlp_forward
 
-MODES = {name: mode for name, mode in ALL_MODES.items() if name != "fp32"}
 TINY, SMALL = (784, 256, 256, 10), (512, 512, 512, 512, 128)
 CASES = [  # rows, widths
     *((rows, TINY) for rows in (1, 8, 9, 64, 100, 256, 257)),
@@ -53,7 +52,7 @@ class ClusterMlp(unittest.TestCase):
                     y = mlp(x, weights, biases, relu_last)
                     oracle.assert_mlp(y, x, weights, biases, relu_last, what, **how)
                     kept, activations = forward(x, weights, biases, relu_last)
-                    if (rows, widths) in CASES:
+                    if (rows, widths) in CASES and (mode, rows) != ("fp32", 1):
                         self.assertTrue(torch.equal(y, kept), what)
                     hidden = split(activations, x, weights)
                     for i, h in enumerate(hidden):
@@ -138,9 +137,9 @@ class ClusterMlp(unittest.TestCase):
 
     def test_capture_replays_at_once_and_from_two_streams(self):
         graphs = []
-        for seed in range(2):
+        for seed, dtype in enumerate((torch.bfloat16, torch.float32) * 2):
             torch.manual_seed(seed)
-            arguments = mlp_operands((256,), CASES[10][1], torch.bfloat16)
+            arguments = mlp_operands((256,), CASES[10][1], dtype)
             want = mlp(*arguments)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -157,8 +156,8 @@ class ClusterMlp(unittest.TestCase):
 
     def test_eight_threads_on_one_stream_and_on_their_own(self):
         problems = []
-        for rows, widths in CASES[3:11]:
-            arguments = mlp_operands((rows,), widths, torch.float16)
+        for i, (rows, widths) in enumerate(CASES[3:11]):
+            arguments = mlp_operands((rows,), widths, (torch.float16, torch.float32)[i % 2])
             problems.append((arguments, mlp(*arguments, True)))
         torch.cuda.synchronize()
 
@@ -183,13 +182,18 @@ class ClusterMlp(unittest.TestCase):
             ("bf16", 64, TINY, off, False),
             ("fp16", 128, SMALL, {}, True),
             ("tf32", 128, SMALL, {}, True),
-            ("fp32", 64, TINY, always, False),
+            ("fp32", 64, TINY, {}, True),
+            ("fp32", 256, SMALL, {}, True),
+            ("fp32", 64, TINY, {**always, "HYPATIA_FP32": "ieee"}, False),
+            ("fp32", 64, TINY, off, False),
+            ("fp32", 1, TINY, {}, False),
+            ("fp32", 640, TINY, {}, False),
             ("bf16", 1024, SMALL, {}, False),
             ("bf16", 64, (783, 256, 10), {}, False),
             ("bf16", 64, wide, {}, False),
             ("bf16", 16, (784, 1024, 1000), always, True),
         ):
-            dtype, allow, _ = ALL_MODES[mode]
+            dtype, allow, _ = MODES[mode]
             program = f"""
 import torch
 torch.ops.load_library({str(LIBRARY)!r})
@@ -206,7 +210,7 @@ torch.cuda.synchronize()
                 text=True,
                 check=True,
             )
-            said = f"{mode} in one launch: cluster_mlp".replace("fp16", "f16") in done.stderr
+            said = f"{mode} in one launch: cluster_".replace("fp16", "f16") in done.stderr
             self.assertEqual(said, wanted, f"{mode} {rows} {widths} {env}\n{done.stderr}")
 
 

@@ -145,11 +145,13 @@ impl Product {
                     width,
                     depths,
                 };
+                let store = self.store(&rows, columns, &steps);
+                store.soon();
                 amx::product::run(&factors, rows.len(), None, sums.0[0].as_mut_ptr(), false);
                 let blocks = Blocks { data, group, rows: rows.len(), k: steps.len() };
                 let panel = Panel { planes: PLANES, data: own, width };
                 again::finite(&again::Left::Blocks(blocks), &panel, &mut sums);
-                self.store(&rows, columns, &steps).run(self.isa, &sums);
+                store.run(self.isa, &sums);
             }
         }
     }
@@ -209,7 +211,10 @@ impl Product {
                     soon: if index < last { left(index + 1).0 } else { std::ptr::null() },
                 };
                 let store = self.store(&rows, columns, &steps);
-                store.soon(self.isa);
+                #[cfg(target_arch = "x86_64")]
+                if self.isa == Isa::Avx2 {
+                    store.soon();
+                }
                 let lanes = columns.len().next_multiple_of(VECTOR);
                 tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
                 store.run(self.isa, &sums);

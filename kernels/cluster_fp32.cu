@@ -30,19 +30,9 @@ constexpr int kUnits = 4;                    // of a stage, 16 of k each
 constexpr int kFirst = 4, kMultiplying = 8;  // warps: the first four add up
 constexpr int kFetchWarp = kMultiplying, kSendWarp = kFetchWarp + 1;
 
-// Named barriers of all multiplying warps; 5 is of the first four.
-enum { kPartRead = 3, kPartThere };
-template <int kNumber>
-__device__ inline void say_part() {
-  asm volatile("bar.arrive %0, 256;" ::"n"(kNumber) : "memory");
-}
-template <int kNumber>
-__device__ inline void hear_part() {
-  asm volatile("bar.sync %0, 256;" ::"n"(kNumber) : "memory");
-}
-__device__ inline void meet_first() {
-  asm volatile("bar.sync 5, 128;" ::: "memory");
-}
+// Named barriers of all multiplying warps, and of the first four.
+enum { kPartRead = kOthers, kPartThere, kPartAdded };
+constexpr int kAll = 32 * kMultiplying, kSome = 32 * kFirst;  // threads
 
 template <int kRows>
 struct Fp32Block : Block<float, kRows, kCols> {
@@ -135,9 +125,9 @@ struct Fp32Block : Block<float, kRows, kCols> {
   __device__ void add_up(Sums& sums, Total& total, int warp) const {
     const bool first = warp < kFirst;
     if (first) {
-      hear_part<kPartThere>();
+      hear<kPartThere, kAll>();
     } else {
-      hear_part<kPartRead>();
+      hear<kPartRead, kAll>();
     }
 #pragma unroll
     for (int i = 0; i < kColBlocks; i++) {
@@ -151,8 +141,8 @@ struct Fp32Block : Block<float, kRows, kCols> {
                                 __float_as_uint(v[2]), __float_as_uint(v[3])));
       }
     }
-    if (!first) return say_part<kPartThere>();
-    meet_first();
+    if (!first) return say<kPartThere, kAll>();
+    hear<kPartAdded, kSome>();
     if (warp < kColBlocks) {
 #pragma unroll
       for (int j = 0; j < kRowBlocks; j++) {
@@ -163,7 +153,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
         for (int e = 0; e < 4; e++) sums[4 * j + e] = four[e];
       }
     }
-    say_part<kPartRead>();
+    say<kPartRead, kAll>();
   }
 
   // Row and column in the tile of sum `i` of a thread.
@@ -219,8 +209,9 @@ struct Fp32Block : Block<float, kRows, kCols> {
 #pragma unroll
     for (int i = 0; i < 4 * kRowBlocks; i++) {
       const int r = row + row_of(i), col = tile * kCols + col_of(i, warp);
-      if (r < p.m && col < n)
+      if (r < p.m && col < n) {
         static_cast<float*>(p.d)[r * 1ll * n + col] = sums[i];
+      }
     }
   }
 
@@ -229,7 +220,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
         results + Turned<float, kRows>::place(warp, threadIdx.x % 32);
     int stages = 0;     // so far
     bool sent = false;  // a result that may not have been read
-    if (warp < kFirst) say_part<kPartRead>();
+    if (warp < kFirst) say<kPartRead, kAll>();
 #pragma unroll 1
     for (int l = 0; l < p.layers; l++) {
       const ClusterMlpLayer& layer = p.layer[l];
@@ -269,7 +260,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
       // A block ends only with everything received.
       if (!there) barrier_wait(barriers.input(l), 0);
     }
-    if (warp >= kFirst) hear_part<kPartRead>();
+    if (warp >= kFirst) hear<kPartRead, kAll>();
   }
 };
 

@@ -25,15 +25,15 @@ struct Barriers {
 };
 static_assert(8 * (2 * kStages + kChainLayers) <= Barriers::kBytes, "");
 
-// Named barriers of the computing warps and the one that sends.
-enum { kResultThere = 1, kResultRead };
-template <int kNumber>
+// Named barriers: these are of four computing warps and the one that sends.
+enum { kResultThere = 1, kResultRead, kOthers };
+template <int kNumber, int kThreads = 160>
 __device__ inline void say() {
-  asm volatile("bar.arrive %0, 160;" ::"n"(kNumber) : "memory");
+  asm volatile("bar.arrive %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
 }
-template <int kNumber>
+template <int kNumber, int kThreads = 160>
 __device__ inline void hear() {
-  asm volatile("bar.sync %0, 160;" ::"n"(kNumber) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
 }
 
 // Tiles of kCols columns by kRows rows.

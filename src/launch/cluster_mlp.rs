@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::{CUfunction, CUstream};
 
 use super::call::Call;
-use super::kernel::{allow, asked, Shape};
+use super::kernel::{allow, asked, asked_of_fp32, Shape};
 use super::modules::Module;
 use super::params::{ChainMaps, ClusterFp32Operands, ClusterMlpLayer, ClusterMlpParams};
 use super::product::{log_line, logging};
@@ -62,7 +62,7 @@ impl ClusterMlpKernels {
                 }
             }
         }
-        if std::env::var("HYPATIA_FP32").is_ok_and(|value| value == "ieee") {
+        if asked_of_fp32().is_err() {
             at_once[Kind::Fp32.index()] = Default::default();
         }
         Ok(Self { functions, at_once, policy, failed: AtomicBool::new(false) })

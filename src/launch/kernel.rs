@@ -108,6 +108,18 @@ pub(super) fn asked(variable: &str) -> Result<Policy, String> {
     }
 }
 
+/// What the user says of strict fp32 on the tensor cores (`HYPATIA_FP32`).
+///
+/// # Errors
+/// For `ieee`: never.
+pub(super) fn asked_of_fp32() -> Result<Policy, String> {
+    match std::env::var("HYPATIA_FP32").as_deref() {
+        Ok("ieee") => Err("HYPATIA_FP32=ieee".to_owned()),
+        Ok("tensor") => Ok(Policy::Always),
+        _ => Ok(Policy::WhereFaster),
+    }
+}
+
 /// Allows a kernel that much shared memory and clusters of more than eight.
 pub(super) fn allow(function: CUfunction, shared: u32) -> Result<(), String> {
     for (attribute, value) in [

@@ -219,6 +219,12 @@ mod tests {
         choose(settings, &forward(rows, widths), &H100, Policy::WhereFaster)
     }
 
+    /// Rows of a cluster, its blocks, and how many there are.
+    fn clusters(settings: Settings, rows: i64, widths: &[i64]) -> (i64, i64, i64) {
+        let c = chosen(settings, rows, widths).unwrap();
+        (c.kind.rows()[c.kernel], c.cluster, c.clusters)
+    }
+
     const TINY: &[i64] = &[784, 256, 256, 10];
     const SMALL: &[i64] = &[512, 512, 512, 512, 128];
     const MEDIUM: &[i64] = &[1024, 512, 512, 512, 512, 256];
@@ -239,9 +245,7 @@ mod tests {
             (480, MEDIUM, (32, 8, 15)),
         ] {
             for settings in [BF16, TF32] {
-                let c = chosen(settings, rows, widths).unwrap();
-                let got = (c.kind.rows()[c.kernel], c.cluster, c.clusters);
-                assert_eq!(got, want, "{rows} {widths:?}");
+                assert_eq!(clusters(settings, rows, widths), want, "{rows} {widths:?}");
             }
         }
         for (rows, widths) in [(961, TINY), (481, MEDIUM)] {
@@ -262,9 +266,7 @@ mod tests {
             (256, MEDIUM, (40, 16, 7)),
             (280, MEDIUM, (40, 16, 7)),
         ] {
-            let c = chosen(FP32, rows, widths).unwrap();
-            let got = (c.kind.rows()[c.kernel], c.cluster, c.clusters);
-            assert_eq!(got, want, "{rows} {widths:?}");
+            assert_eq!(clusters(FP32, rows, widths), want, "{rows} {widths:?}");
         }
         for (rows, widths) in [(601, TINY), (281, MEDIUM)] {
             assert!(chosen(FP32, rows, widths).unwrap_err().contains("rows"));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::CUfunction;
 
-use super::super::kernel::allow;
+use super::super::kernel::{allow, asked_of_fp32};
 use super::super::modules::Module;
 use crate::plan::fp32::tiling::COLS;
 use crate::plan::fp32::Order;
@@ -36,11 +36,7 @@ impl Fp32Kernels {
     /// # Errors
     /// Why there are none: other devices, an old driver, `HYPATIA_FP32=ieee`.
     pub fn load(capability: u32) -> Result<Self, String> {
-        let policy = match std::env::var("HYPATIA_FP32").as_deref() {
-            Ok("ieee") => return Err("HYPATIA_FP32=ieee".to_owned()),
-            Ok("tensor") => Policy::Always,
-            _ => Policy::WhereFaster,
-        };
+        let policy = asked_of_fp32()?;
         let null = std::ptr::null_mut();
         let mut gemm = [[null; COLS.len()]; 2];
         let (mut pack, mut relu_backward) = ([null; 2], null);

@@ -61,7 +61,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
                       bool& there) const {
     const int lane = threadIdx.x % 32, i = lane / 4, chunks = p.layer[l].chunks;
     const int half = warp % kUnits / 2, s = warp % 2;
-    const unsigned mine = i * 128 + (((2 * (lane % 4) + s) ^ i) << 4);
+    const unsigned mine = tile_at<kRows>(i, 2 * (lane % 4) + s);
     const unsigned weights = ring + half * kChunkBytes + mine;
     const unsigned inputs =
         (l == 0 ? even : this->input(l)) + half * kBlockBytes + mine;
@@ -156,14 +156,6 @@ struct Fp32Block : Block<float, kRows, kCols> {
     say<kPartRead, kAll>();
   }
 
-  // Row and column in the tile of sum `i` of a thread.
-  static __device__ int row_of(int i) {
-    return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-  }
-  static __device__ int col_of(int i, int warp) {
-    return 16 * warp + threadIdx.x % 32 / 4 + i / 2 % 2 * 8;
-  }
-
   // One element by plain FMAs, up to the first NaN.
   __device__ float plain_sum(int l, int r, int col) const {
     if (row + r >= p.m || col >= p.layer[l].n) return 0.0f;
@@ -176,8 +168,8 @@ struct Fp32Block : Block<float, kRows, kCols> {
       if (l == 0) {
         v = x[k];
       } else {
-        v = load_shared<float>(this->input(l) + k / 32 * kBlockBytes + r * 128 +
-                               ((k % 32 / 4 ^ (r & 7)) << 4) + k % 4 * 4);
+        v = load_shared<float>(this->input(l) + tile_at<kRows>(r, k / 4) +
+                               k % 4 * 4);
       }
       total = fmaf(w[k], v, total);
     }
@@ -186,32 +178,21 @@ struct Fp32Block : Block<float, kRows, kCols> {
 
   // Special values, bias and ReLU.
   __device__ void finish(Sums& sums, int l, int tile, int warp,
-                         const float (&bias)[2], bool& there) const {
+                         const typename Base::Bias& bias, bool& there) const {
     if (!all_normal(sums)) {
       if (!there) barrier_wait(barriers.input(l), 0);
       there = true;
       each_in_turn(sums, [&](int i, float& x, float& y) {
-        const int col = tile * kCols + col_of(i, warp), r = row_of(i);
+        const int col = tile * kCols + Base::col_of(i, warp);
+        const int r = Base::row_of(i);
         if (x - x != 0.0f) x = plain_sum(l, r, col);
         if (y - y != 0.0f) y = plain_sum(l, r + 1, col);
       });
     }
 #pragma unroll
     for (int i = 0; i < 4 * kRowBlocks; i++) {
-      sums[i] += bias[i / 2 % 2];
+      sums[i] += bias.at[i / 2 % 2];
       if (p.layer[l].relu) sums[i] = sums[i] < 0.0f ? 0.0f : sums[i];
-    }
-  }
-
-  // The last result where the copy engine cannot store it.
-  __device__ void store_elements(const Sums& sums, int tile, int warp) const {
-    const int n = p.layer[p.layers - 1].n;
-#pragma unroll
-    for (int i = 0; i < 4 * kRowBlocks; i++) {
-      const int r = row + row_of(i), col = tile * kCols + col_of(i, warp);
-      if (r < p.m && col < n) {
-        static_cast<float*>(p.d)[r * 1ll * n + col] = sums[i];
-      }
     }
   }
 
@@ -229,14 +210,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
       bool there = l == 0;
 #pragma unroll 1
       for (int tile = rank; tile < tiles; tile += blocks) {
-        float bias[2] = {};
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int col = tile * kCols + col_of(2 * i, warp);
-          if (layer.bias && warp < kColBlocks && col < layer.n) {
-            bias[i] = static_cast<const float*>(layer.bias)[col];
-          }
-        }
+        const auto bias = this->bias_of(l, tile, warp);
         Total total = {};
         sum(total, stages, l, warp, there);
         stages += (layer.chunks + 1) / 2;
@@ -249,7 +223,7 @@ struct Fp32Block : Block<float, kRows, kCols> {
           if (by_map) {
             Turned<float, kRows>::template put<false>(to, sums);
           } else {
-            store_elements(sums, tile, warp);
+            this->store_elements(sums, tile, warp, false);
           }
         }
         if (!by_map) continue;

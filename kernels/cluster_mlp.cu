@@ -27,7 +27,6 @@
 // Targets  sm_90a
 
 #include "common/cluster_block.cuh"
-#include "common/convert.cuh"
 #include "common/turned_tile.cuh"
 #include "common/wgmma.cuh"
 #include "params.h"
@@ -50,24 +49,6 @@ struct Computing : Block<T, kRows, kCols> {
       Base::ring, Base::row;
 
   using Base::Base;
-
-  // The last result where the copy engine cannot store it.
-  __device__ void store_elements(const float (&sums)[kRows / 2], int tile,
-                                 int warp, bool relu) const {
-    const int lane = threadIdx.x % 32, n = p.layer[p.layers - 1].n;
-    const int col = tile * kCols + 16 * warp + lane / 4;
-    const int first = row + 2 * (lane % 4);
-    T* const to = static_cast<T*>(p.d) + first * 1ll * n + col;
-#pragma unroll
-    for (int i = 0; i < kRows / 2; i++) {
-      const int down = i / 4 * 8 + i % 2, right = i / 2 % 2 * 8;
-      // Not fmaxf: a NaN must stay one.
-      const float x = relu && sums[i] < 0.0f ? 0.0f : sums[i];
-      if (first + down < p.m && col + right < n) {
-        to[down * 1ll * n + right] = from_float<T>(x);
-      }
-    }
-  }
 
   // What the tensor cores read: kCount stages, and as much of the input. As a
   // reduction, for the compiler to know that all threads have the same.
@@ -156,25 +137,8 @@ struct Computing : Block<T, kRows, kCols> {
     if (threadIdx.x % 32 == 0) barrier_arrive(barriers.empty(stage));
   }
 
-  // Of the two columns of a thread.
-  struct Bias {
-    T at[2];
-  };
-  __device__ Bias bias_of(int l, int tile, int warp) const {
-    const ClusterMlpLayer& layer = p.layer[l];
-    Bias bias = {from_float<T>(0), from_float<T>(0)};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int col = tile * kCols + 16 * warp + threadIdx.x % 32 / 4 + 8 * i;
-      if (layer.bias && col < layer.n) {
-        bias.at[i] = static_cast<const T*>(layer.bias)[col];
-      }
-    }
-    return bias;
-  }
-
   // `bias` is that of the first tile of the first layer.
-  __device__ void compute(int warp, Bias bias) const {
+  __device__ void compute(int warp, typename Base::Bias bias) const {
     Turn turn;
     bool sent = false;    // a result that may not have been read
     bool joined = false;  // the other blocks' barriers are made
@@ -189,7 +153,7 @@ struct Computing : Block<T, kRows, kCols> {
       bool there = l == 0;
 #pragma unroll 1
       for (int tile = rank; tile < tiles; tile += blocks) {
-        if (l > 0 || tile > rank) bias = bias_of(l, tile, warp);
+        if (l > 0 || tile > rank) bias = this->bias_of(l, tile, warp);
         float sums[kRows / 2];
 #pragma unroll
         for (int i = 0; i < kRows / 2; i++) {
@@ -224,7 +188,7 @@ struct Computing : Block<T, kRows, kCols> {
         if (l == 0) at = x == end ? even : x;
         wgmma_pin(sums);
         if (l + 1 == p.layers && !p.by_map) {
-          store_elements(sums, tile, warp, relu);
+          this->store_elements(sums, tile, warp, relu);
           continue;
         }
         if (sent) hear<kResultRead>();

@@ -5,6 +5,7 @@
 
 #include "../params.h"
 #include "chain_maps.cuh"
+#include "convert.cuh"
 #include "ring.cuh"
 #include "tensor_tile.cuh"
 
@@ -63,6 +64,47 @@ struct Block {
         ring(odd + p.odd_bytes) {}
 
   __device__ unsigned input(int layer) const { return layer & 1 ? odd : even; }
+
+  // Row and column in a tile of sum `i` of a thread, as accumulators lie; warps
+  // have 16 columns each.
+  static __device__ int row_of(int i) {
+    return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+  }
+  static __device__ int col_of(int i, int warp) {
+    return 16 * warp + threadIdx.x % 32 / 4 + i / 2 % 2 * 8;
+  }
+
+  // Of the two columns of a thread.
+  struct Bias {
+    T at[2];
+  };
+  __device__ Bias bias_of(int l, int tile, int warp) const {
+    const ClusterMlpLayer& layer = p.layer[l];
+    Bias bias = {from_float<T>(0), from_float<T>(0)};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int col = tile * kCols + col_of(2 * i, warp);
+      if (layer.bias && warp < kCols / 16 && col < layer.n) {
+        bias.at[i] = static_cast<const T*>(layer.bias)[col];
+      }
+    }
+    return bias;
+  }
+
+  // The last result where the copy engine cannot store it.
+  __device__ void store_elements(const float (&sums)[kRows / 2], int tile,
+                                 int warp, bool relu) const {
+    const int n = p.layer[p.layers - 1].n;
+#pragma unroll
+    for (int i = 0; i < kRows / 2; i++) {
+      const int r = row + row_of(i), col = tile * kCols + col_of(i, warp);
+      // Not fmaxf: a NaN must stay one.
+      const float x = relu && sums[i] < 0.0f ? 0.0f : sums[i];
+      if (r < p.m && col < n) {
+        static_cast<T*>(p.d)[r * 1ll * n + col] = from_float<T>(x);
+      }
+    }
+  }
 
   // By one warp: barriers of inputs, which say at once what they wait for.
   __device__ void make_inputs() const {

@@ -197,7 +197,9 @@ serve=$work/serve/serve
 model=$work/model
 quiet "make a TorchScript model with $python" "$python" -W ignore::DeprecationWarning \
   "$here/make_model.py" "$library" "$model"
+wrong="hypatia::fused_linear_relu: expected weight"
 if [ -x "${library%/*}/hypatia-opt" ]; then
+  wrong="hypatia::fused_mlp: expected weights[0]"
   opt="$prefix/bin/hypatia-opt"
   says "hypatia-opt is installed and runs" 0 "result ok" \
     "$opt" "$model/model.pt" -o "$model/optimized.pt" --check
@@ -230,7 +232,7 @@ says "an input of another size" 1 \
   "serve: expected 999 rows of 32 float32 in $model/input.bin, got 128000 bytes" \
   "$serve" "$model/model.pt" --input "$model/input.bin" --shape 999 32
 says "rows of another width, in the operator's own words" 1 \
-  "serve: hypatia::fused_mlp: expected weights[0] of shape [N, 16] for input [1024, 16], got [48, 32]" \
+  "serve: $wrong of shape [N, 16] for input [1024, 16], got [48, 32]" \
   "$serve" "$model/model.pt" --input "$model/input.bin" --shape 2000 16
 says "a device that does not exist" 1 "serve: expected cpu, cuda or cuda:N for --device, got tpu" \
   "$serve" "$model/model.pt" --shape 1 32 --device tpu

@@ -105,9 +105,8 @@ pub fn choose(
         return Err("too few or too many layers");
     }
     let by_map = takes(*input, layers, kind.dtype())?;
-    let widest = layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0);
     if policy == Policy::WhereFaster {
-        if widest > 512 || input.cols > 1024 {
+        if too_wide(kind, *input, layers) {
             return Err("too wide for clusters");
         }
         if for_matrix_vector_kernels(kind, *input, layers) {
@@ -126,7 +125,7 @@ pub fn choose(
         Tiled { n, k, chunks: div_ceil(k * size, CHUNK), tiles: div_ceil(n, kind.cols()), scratch }
     });
     let tiled: Vec<Tiled> = tiled.collect();
-    let place = usize::from(widest > 256);
+    let place = usize::from(widest(layers) > 256);
     let cluster = kind.cluster_sizes()[place];
     let fits = |kernel: &usize, blocks: i64| {
         let clusters = div_ceil(input.rows, kind.rows()[*kernel]);
@@ -144,10 +143,34 @@ pub fn choose(
     Ok(ClusterMlp { kind, rows, kernel, cluster, clusters, layers, by_map, memory, scratch_bytes })
 }
 
+/// Whether its layers are faster one by one: each cluster fetches all weights. Strict
+/// fp32, which multiplies for longer, has more to gain.
+fn too_wide(kind: Kind, input: Matrix, layers: &[Layer]) -> bool {
+    let widest = widest(layers);
+    match kind {
+        Kind::Tensor(_) => widest > 512 || input.cols > 1024,
+        Kind::Fp32 => {
+            let large = weights(layers) > layers.len() as i64 * (640 << 10);
+            widest > 1024
+                || input.cols > 2048
+                || (widest > 512 && (input.rows < 16 || large))
+                || (input.cols > 1024 && input.rows < 8)
+        }
+    }
+}
+
+fn widest(layers: &[Layer]) -> i64 {
+    layers.iter().map(|layer| layer.weight.rows).max().unwrap_or(0)
+}
+
+fn weights(layers: &[Layer]) -> i64 {
+    layers.iter().map(|layer| layer.weight.rows * layer.weight.cols).sum()
+}
+
 /// Whether matrix-vector kernels are faster on one row, or a few: there the weights come
 /// to all multiprocessors, here to one cluster, in fp32 twice as many bytes.
 fn for_matrix_vector_kernels(kind: Kind, input: Matrix, layers: &[Layer]) -> bool {
-    let weights: i64 = layers.iter().map(|layer| layer.weight.rows * layer.weight.cols).sum();
+    let weights = weights(layers);
     let (rows, deep) = (input.rows, layers.len() > 2);
     match kind {
         Kind::Tensor(Format::Tf32) => {
@@ -345,6 +368,21 @@ mod tests {
         assert_eq!([why(1, TINY), why(1, SMALL), why(1, MEDIUM), why(7, &[512; 3])], [one; 4]);
         assert_eq!([why(2, TINY), why(8, &[512; 3]), why(2, SMALL)], [None; 3]);
         assert_eq!([why(1, &[64, 64, 16]), why(1, &[256; 9]), why(7, &[256; 3])], [None; 3]);
+    }
+
+    #[test]
+    fn wide_layers_of_strict_fp32_where_that_is_faster() {
+        let wide = Some("too wide for clusters");
+        let why = |rows, widths: &[i64]| chosen(FP32, rows, widths).err();
+        for widths in [&[784, 1024, 1024, 16][..], &[512, 768, 512], &[784, 640, 640, 10]] {
+            assert_eq!([why(15, widths), why(16, widths)], [wide, None], "{widths:?}");
+            assert_eq!(chosen(BF16, 64, widths).err(), wide);
+        }
+        assert_eq!([why(40, &[1024; 3]), why(40, &[1024; 4])], [wide; 2], "too large");
+        assert_eq!([why(64, &[64, 1032, 64]), why(64, &[2056, 64, 64])], [wide; 2]);
+        assert_eq!([why(7, &[2048, 256, 256, 16]), why(8, &[2048, 256, 256, 16])], [wide, None]);
+        assert!(why(280, &[2048, 512, 512]).is_none());
+        assert_eq!(chosen(TF32, 64, &[1032, 64, 64]).err(), wide);
     }
 
     #[test]

@@ -33,8 +33,9 @@ CASES = [  # rows, widths
     (200, (64, 8, 8, 63)),
     (61, (200, 512, 320, 8)),
 ]
-# With HYPATIA_CLUSTER_MLP=1 only: several tiles of every layer a block.
-OTHERS = [(200, (264, 520, 1024, 63)), (17, (1048, 1000, 1304, 72)), (100, (72, 2048, 40))]
+# Several tiles of every layer a block: in strict fp32 the first two go this way,
+# with HYPATIA_CLUSTER_MLP=1 all.
+OTHERS = [(16, (784, 1024, 1024, 16)), (100, (2048, 512, 72)), (200, (264, 520, 1024, 63)), (17, (1048, 1000, 1304, 72)), (100, (72, 2048, 40))]
 ALWAYS = os.environ.get("HYPATIA_CLUSTER_MLP") == "1"
 
 
@@ -186,6 +187,8 @@ class ClusterMlp(unittest.TestCase):
             ("fp32", 256, SMALL, {}, True),
             ("fp32", 64, TINY, {**always, "HYPATIA_FP32": "ieee"}, False),
             ("fp32", 64, TINY, off, False),
+            ("fp32", 16, (784, 1024, 1024, 16), {}, True),
+            ("fp32", 15, (784, 1024, 1024, 16), {}, False),
             ("fp32", 1, TINY, {}, False),
             ("fp32", 640, TINY, {}, False),
             ("bf16", 1024, SMALL, {}, False),

@@ -72,10 +72,10 @@ def whole(part, mlp, mode, rate, args):
             timer = timing.Captured if kind == "captured" else timing.Wall
             timers = {}
             for name in names:
-                if name == "jax" and kind == "captured":
+                if name in contenders.WALL_ONLY and kind == "captured":
                     continue
                 try:
-                    timers[name] = timer(PARTS[part](name, inputs, kind == "captured"))
+                    timers[name] = timer(PARTS[part](name, inputs))
                 except RuntimeError as error:
                     # torch.compile's training steps cannot all be captured; oneDNN packs
                     # bfloat16 only for CPUs with AVX-512.
@@ -163,6 +163,12 @@ def peak_rate(mode="fp32"):
     return max(cpu[name] for name in names) * 1e9 * torch.get_num_threads()
 
 
+def keep(rows, args):
+    """Writes what there is so far, for a run that is stopped."""
+    if args.json:
+        args.json.write_text(json.dumps({"device": describe(args), "rows": rows}, indent=1))
+
+
 def main():
     args = arguments()
     os.environ.setdefault("HYPATIA_PLAN_CACHE", "0")
@@ -190,6 +196,7 @@ def main():
             for mlp in mlps:
                 rows.append(whole(part, mlp, mode, rate, args))
                 show(rows[-1])
+                keep(rows, args)
     if "single" in parts:
         print("\none operator, wall, us (median): batch x N x K")
         print(f"{'shape':18}{'mode':6}{'eager':>9}{'ours':>9}{'eager/ours':>12}")
@@ -197,6 +204,7 @@ def main():
             for batch, k, n in single_shapes():
                 row = single(batch, k, n, mode, args)
                 rows.append(row)
+                keep(rows, args)
                 us = row["us"]
                 print(
                     f"{row['shape']:18}{mode:6}{us['eager']:9.2f}{us['hypatia']:9.2f}"
@@ -204,7 +212,6 @@ def main():
                     flush=True,
                 )
     if args.json:
-        args.json.write_text(json.dumps({"device": describe(args), "rows": rows}, indent=1))
         print(f"wrote {args.json}", file=sys.stderr)
 
 

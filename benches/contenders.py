@@ -20,7 +20,9 @@ FORWARDS = {
     "mlp": models.whole_mlp,
 }
 # Asked for with --against: they compile for seconds to minutes a model.
-COMPILED = {"compile": None, "autotune": "max-autotune"}
+COMPILED = {"compile": "default", "autotune": "max-autotune"}
+# They make graphs by themselves, or have none.
+WALL_ONLY = ["autotune", "jax"]
 # What PyTorch has for the CPU's inference: weights that are constants.
 FROZEN = ["frozen", "jit", "onednn"]
 OTHERS = [*COMPILED, "jax", *FROZEN]
@@ -29,36 +31,35 @@ INFERENCE_ONLY = ["act", *FROZEN]
 TRAINING_ONLY = ["ops"]
 
 
-def forward_of(name, captured):
-    """The forward function of a contender; `captured`: to go into a CUDA graph
-    of ours, for which torch.compile must not make its own."""
+def forward_of(name, inputs):
+    """The forward function of a contender."""
     if name not in COMPILED:
         return FORWARDS[name]
-    mode = COMPILED[name]
-    if mode is not None and captured:
-        mode += "-no-cudagraphs"
     torch._dynamo.reset()
-    return torch.compile(EAGER, mode=mode)
+    # As a module's: its graphs then read them where they are.
+    for t in (t for _, parameters, _ in inputs for pair in parameters for t in pair if t is not None):
+        torch._dynamo.mark_static_address(t)
+    return torch.compile(EAGER, mode=COMPILED[name])
 
 
-def inference(name, inputs, captured=False):
+def inference(name, inputs):
     """Calls for `inputs`, a list of (x, parameters, grad_output)."""
     if name == "jax":
         return jax_calls(inputs, training=False)
     if name in FROZEN:
         return [frozen_call(name, x, p) for x, p, _ in inputs]
-    forward = forward_of(name, captured)
+    forward = forward_of(name, inputs)
     return [lambda x=x, p=p: forward(x, p) for x, p, _ in inputs]
 
 
-def training(name, inputs, captured=False):
+def training(name, inputs):
     """Calls of forward and backward: gradients of the input and of every
     parameter."""
     if name == "jax":
         return jax_calls(inputs, training=True)
     if name == "ops":
         return [lambda i=i: without_autograd(*i) for i in inputs]
-    forward = forward_of(name, captured)
+    forward = forward_of(name, inputs)
 
     def call(x, parameters, grad_output):
         leaves = models.leaves(x, parameters)

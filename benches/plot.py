@@ -13,6 +13,7 @@ COLOURS = {
     "eager": "#8da0cb",
     "act": "#66c2a5",
     "single": "#a6d854",
+    "ops": "#999999",
     "compile": "#fc8d62",
     "autotune": "#e78ac3",
     "jax": "#e5c494",

@@ -50,8 +50,8 @@ class Wall:
 
     granularity = 1
 
-    def __init__(self, calls, warmups=5):
-        self.calls = calls
+    def __init__(self, calls, warmups=5, settles=6):
+        self.calls, self.settles = calls, settles
         for call in calls * warmups:
             self.result = call()
         self.synchronize()
@@ -67,7 +67,7 @@ class Wall:
     def microseconds(self, repeats):
         calls = self.calls
         # A loop after the other contenders' memory traffic: addresses settle.
-        for call in calls * 6:
+        for call in calls * self.settles:
             self.result = call()
         self.synchronize()
         start = time.perf_counter()
@@ -77,15 +77,17 @@ class Wall:
         return (time.perf_counter() - start) * 1e6 / repeats
 
 
-def alternate(contenders, rounds, target_us):
-    """{name: [microseconds per round]}; each timing lasts about `target_us`."""
+def alternate(contenders, rounds, target_us, seconds=None):
+    """{name: [microseconds per round]}; each timing lasts about `target_us`. With
+    `seconds` as many rounds as fit into them, but not fewer than `rounds`."""
+    end = time.monotonic() + (seconds or 0)
     first = {name: c.microseconds(2) for name, c in contenders.items()}
     repeats = {}
     for name, contender in contenders.items():
         step = contender.granularity
         repeats[name] = step * max(1, round(target_us / first[name] / step))
     times = {name: [] for name in contenders}
-    for _ in range(rounds):
+    while len(next(iter(times.values()))) < rounds or time.monotonic() < end:
         for name, contender in contenders.items():
             times[name].append(contender.microseconds(repeats[name]))
     return times
@@ -93,6 +95,11 @@ def alternate(contenders, rounds, target_us):
 
 def median(values):
     return statistics.median(values)
+
+
+def tenth(values):
+    """Of ten values one is below it: what others on the machine disturbed least."""
+    return statistics.quantiles(values, n=10, method="inclusive")[0]
 
 
 def ratio(times, baseline, name):

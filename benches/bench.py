@@ -1,7 +1,7 @@
 """Benchmarks with their baselines in the same run.
 
     python benches/bench.py [--quick] [--modes bf16,fp32] [--against compile,jax] [--json FILE]
-    python benches/bench.py --device cpu --against frozen,jit,onednn [--batch 1] [--least 15]
+    python benches/bench.py --device cpu --against frozen,jit,onednn [--batch 1] [--fastest 15]
 
 Parts: `inference` and `training` (the nine MLPs, or those of --models: eager, torch._addmm_activation,
 a chain of our single operators, one call of fused_mlp, in training also our operators
@@ -40,11 +40,11 @@ def arguments():
     parser.add_argument("--parts", default="inference,training,single")
     parser.add_argument("--against", default="", help="of " + ",".join(contenders.OTHERS) + ", besides")
     parser.add_argument(
-        "--least",
+        "--fastest",
         type=float,
         default=None,
         metavar="SECONDS",
-        help="a model, short rounds, of which the fastest tenth counts: for busy machines, CPU",
+        help="so long a model, in short rounds of which the fastest tenth counts: for busy machines, CPU",
     )
     parser.add_argument("--batch", type=int, default=None, help="rows in place of the models' own")
     parser.add_argument("--json", type=Path, default=None, help="write every figure there")
@@ -73,10 +73,11 @@ def whole(part, mlp, mode, rate, args):
     names = [name for name in names if not (training and name in contenders.INFERENCE_ONLY)]
     names += contenders.TRAINING_ONLY if training else []
     rounds = (7 if args.quick else 15) if cuda else 9
-    target = 1500 if cuda else 20_000
-    wall = timing.Wall
-    if args.least:
-        target, wall = 1000, functools.partial(timing.Wall, settles=2)
+    target, wall = 1500 if cuda else 20_000, timing.Wall
+    # A round of fewer steps is no loop.
+    in_a_loop = 10 if training else 1
+    if args.fastest:
+        target, in_a_loop, wall = 1000, 1, functools.partial(timing.Wall, settles=2)
     row = {"part": part, "model": mlp.name, "mode": mode}
     with torch.set_grad_enabled(training):
         for kind in ["wall", "captured"] if cuda else ["wall"]:
@@ -94,23 +95,10 @@ def whole(part, mlp, mode, rate, args):
                         raise
                     print(f"{part} {mlp.name} {mode} {kind}: no {name}: {str(error).splitlines()[0]}")
             times = timing.alternate(
-                timers,
-                rounds,
-                # A round of fewer steps is no loop.
-                target * (10 if training and kind == "wall" and not args.least else 1),
-                args.least,
+                timers, rounds, target * (in_a_loop if kind == "wall" else 1), args.fastest
             )
-            typical = timing.tenth if args.least else timing.median
-            us = {name: typical(values) for name, values in times.items()}
-            row[kind] = {
-                "us": us,
-                "spread": {name: timing.spread(values) for name, values in times.items()},
-                "over_mlp": {
-                    name: us[name] / us["mlp"] if args.least else timing.ratio(times, name, "mlp")
-                    for name in times
-                    if name != "mlp"
-                },
-            }
+            us, spread, over = timing.summary(times, "mlp", bool(args.fastest))
+            row[kind] = {"us": us, "spread": spread, "over_mlp": over}
     best = row["captured" if cuda else "wall"]["us"]["mlp"]
     row["tflops"] = mlp.flops(training) / best * 1e-6
     row["share"] = row["tflops"] * 1e12 / rate
@@ -149,13 +137,14 @@ def single(batch, k, n, mode, args):
             if name != "act"
         }
         times = timing.alternate(calls, 7 if args.quick else 15, 4000)
+    us, spread, over = timing.summary(times, "hypatia")
     return {
         "part": "single",
         "shape": f"{batch}x{n}x{k}",
         "mode": mode,
-        "us": {name: timing.median(values) for name, values in times.items()},
-        "spread": {name: timing.spread(values) for name, values in times.items()},
-        "eager_over_ours": timing.ratio(times, "eager", "hypatia"),
+        "us": us,
+        "spread": spread,
+        "eager_over_ours": over["eager"],
     }
 
 

@@ -37,8 +37,9 @@ def forward_of(name, inputs):
         return FORWARDS[name]
     torch._dynamo.reset()
     # As a module's: its graphs then read them where they are.
-    for t in (t for _, parameters, _ in inputs for pair in parameters for t in pair if t is not None):
-        torch._dynamo.mark_static_address(t)
+    for x, parameters, _ in inputs:
+        for t in models.leaves(x, parameters)[1:]:
+            torch._dynamo.mark_static_address(t)
     return torch.compile(EAGER, mode=COMPILED[name])
 
 

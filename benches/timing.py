@@ -111,3 +111,13 @@ def spread(values):
     """Half the interquartile range over the median."""
     low, _, high = statistics.quantiles(values, n=4)
     return (high - low) / 2 / median(values)
+
+
+def summary(times, ours, fastest=False):
+    """{name: microseconds}, their spreads, and all others over `ours`: medians, of ratios
+    those of the rounds; with `fastest` the fastest tenths and their quotients."""
+    us = {name: (tenth if fastest else median)(values) for name, values in times.items()}
+    over = {
+        name: us[name] / us[ours] if fastest else ratio(times, name, ours) for name in times if name != ours
+    }
+    return us, {name: spread(values) for name, values in times.items()}, over

@@ -1,6 +1,7 @@
-// What a block of cluster_mlp.cu or cluster_fp32.cu has in shared memory, and
-// the two warps that fill and empty it: one fetches all that is multiplied, one
-// sends results.
+// What a block of cluster_mlp.cu or cluster_fp32.cu has in shared memory, the
+// two warps that fill and empty it (one fetches all that is multiplied, one
+// sends results), and what computing warps do with biases and results that the
+// copy engine cannot store.
 #pragma once
 
 #include "../params.h"

@@ -35,7 +35,13 @@ CASES = [  # rows, widths
 ]
 # Several tiles of every layer a block: in strict fp32 the first two go this way,
 # with HYPATIA_CLUSTER_MLP=1 all.
-OTHERS = [(16, (784, 1024, 1024, 16)), (100, (2048, 512, 72)), (200, (264, 520, 1024, 63)), (17, (1048, 1000, 1304, 72)), (100, (72, 2048, 40))]
+OTHERS = [
+    (16, (784, 1024, 1024, 16)),
+    (100, (2048, 512, 72)),
+    (200, (264, 520, 1024, 63)),
+    (17, (1048, 1000, 1304, 72)),
+    (100, (72, 2048, 40)),
+]
 ALWAYS = os.environ.get("HYPATIA_CLUSTER_MLP") == "1"
 
 

@@ -39,7 +39,7 @@ def test_a_tenth_is_below(timing):
 
 def test_the_fastest_tenth_of_short_rounds(tmp_path):
     file = tmp_path / "figures.json"
-    arguments = ["--device", "cpu", "--least", "0.2", "--models", "tiny-64", "--modes", "fp32"]
+    arguments = ["--device", "cpu", "--fastest", "0.2", "--models", "tiny-64", "--modes", "fp32"]
     subprocess.run(
         [sys.executable, BENCHES / "bench.py", *arguments, "--parts", "inference,training", "--json", file],
         check=True,

@@ -132,7 +132,8 @@ impl<'a> ClusterMlpLaunch<'a> {
     /// # Safety
     /// The device's context is current; the addresses of the work are valid on it
     /// for their shapes until the stream has passed this point; the call's
-    /// workspace has [`Self::scratch_bytes`] behind its tickets.
+    /// workspace, whose turn is the caller's, has [`Self::scratch_bytes`] behind its
+    /// tickets.
     ///
     /// # Errors
     /// When the driver reports one.

@@ -67,6 +67,9 @@ impl<'a> OwnChain<'a> {
     /// # Errors
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
+        // What they keep in scratch memory must not come between the two kernels of
+        // another thread's split product, nor that between theirs.
+        let _turn = call.workspace.turn();
         // SAFETY: forwarded.
         unsafe {
             match self {

@@ -126,14 +126,13 @@ impl<'a> TensorChainLaunch<'a> {
     /// # Safety
     /// The device's context is current; the addresses of the work are valid on it
     /// for their shapes until the stream has passed this point; the call's
-    /// workspace has its tickets.
+    /// workspace, whose turn is the caller's, has its tickets.
     ///
     /// # Errors
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
         log_line(|| format!("{} in one launch: {}", self.format.name(), self.chain));
         let stream = call.stream as CUstream;
-        let _turn = call.workspace.turn();
         let workspace = &call.workspace;
         let own = workspace.private.then(|| self.kernels.counts.take(self.chain.counts()));
         let done = if let Some(counts) = own.flatten() {

@@ -12,8 +12,8 @@ import unittest
 import torch
 import torch.nn.functional as F
 
+from support import LIBRARY, mlp_operands, oracle, split  # first: it adds the path of the next
 import fp32_data
-from support import LIBRARY, mlp_operands, oracle, split
 from test_chains import eager as eager_chain
 
 mlp = torch.ops.hypatia.fused_mlp

@@ -8,7 +8,7 @@ import unittest
 
 import torch
 
-from support import fused, fused_backward, LIBRARY, operands, oracle
+from support import fused, fused_backward, LIBRARY, mlp_operands, operands, oracle
 
 
 def step(x, w, b, dy):
@@ -109,14 +109,16 @@ class Streams(unittest.TestCase):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             self.assertTrue(all(pool.map(work, [i % len(cases) for i in range(16)])))
 
-    def test_threads_on_one_stream_share_its_scratch_memory(self):
+    def split_cases(self):
         # Long sums of few results: split-K, two kernels with scratch memory
         # between them, and a bias gradient in splits.
         shapes = [((16,), 8192, 64), ((8,), 16384, 48), ((24,), 12288, 32), ((20_000,), 64, 16)]
-        cases = []
         for rows, k, n in shapes:
             x, w, b = operands(rows, k, n, torch.float32)
-            cases.append((x, w, b, torch.randn(*rows, n, device="cuda")))
+            yield x, w, b, torch.randn(*rows, n, device="cuda")
+
+    def test_threads_on_one_stream_share_its_scratch_memory(self):
+        cases = list(self.split_cases())
         wants = [step(*case) for case in cases]
         torch.cuda.synchronize()
 
@@ -125,6 +127,23 @@ class Streams(unittest.TestCase):
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             self.assertTrue(all(pool.map(work, [i % len(cases) for i in range(16)])))
+
+    def test_chains_in_one_launch_beside_split_products(self):
+        # The launch keeps its hidden results where the products keep their sums. All
+        # results stay, so that no call has the addresses of another: none is replayed.
+        chains = [mlp_operands((64,), (784, 256, 256, 10), dtype) for dtype in self.DTYPES]
+        mlp = torch.ops.hypatia.fused_mlp
+        calls = [lambda c=c: step(*c) for c in self.split_cases()]
+        calls += [lambda c=c: [mlp(*c)] for c in chains] * 2
+        wants = [call() for call in calls]
+        torch.cuda.synchronize()
+
+        def work(i):
+            results = [calls[i]() for _ in range(100)]
+            return all(same(got, wants[i]) for got in results)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            self.assertTrue(all(pool.map(work, [i % len(calls) for i in range(24)])))
 
     def test_threads_on_one_stream_with_new_problems(self):
         def work(i):

@@ -53,14 +53,13 @@ impl<'a> ReadyChain<'a> {
     /// # Safety
     /// The device's context is current; the addresses of the work are valid on it
     /// for their shapes until the stream has passed this point; the call's
-    /// workspace has [`Self::scratch_bytes`] behind its tickets.
+    /// workspace, whose turn is the caller's, has [`Self::scratch_bytes`] behind its
+    /// tickets.
     ///
     /// # Errors
     /// When the driver reports one.
     pub unsafe fn launch(&self, call: &Call) -> Result<(), Refusal> {
         log_line(|| format!("fp32 on the tensor cores: {}", self.chain));
-        // What is in scratch memory passes from kernel to kernel.
-        let _turn = call.workspace.turn();
         // SAFETY: the caller vouches for the ticket area.
         unsafe { call.workspace.clear_if_private(call.stream as CUstream) }?;
         for (index, job) in self.chain.jobs.iter().enumerate() {

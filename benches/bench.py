@@ -46,6 +46,11 @@ def arguments():
         metavar="SECONDS",
         help="so long a model, in short rounds of which the fastest tenth counts: for busy machines, CPU",
     )
+    parser.add_argument(
+        "--caller-thread",
+        action="store_true",
+        help="LibTorch's autograd engine on the calling thread (set_multithreading_enabled(False))",
+    )
     parser.add_argument("--batch", type=int, default=None, help="rows in place of the models' own")
     parser.add_argument("--json", type=Path, default=None, help="write every figure there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -78,8 +83,9 @@ def whole(part, mlp, mode, rate, args):
     in_a_loop = 10 if training else 1
     if args.fastest:
         target, in_a_loop, wall = 1000, 1, functools.partial(timing.Wall, settles=2)
-    row = {"part": part, "model": mlp.name, "mode": mode}
-    with torch.set_grad_enabled(training):
+    row = {"part": part, "model": mlp.name, "mode": mode, "caller_thread": args.caller_thread}
+    one_thread = torch.autograd.set_multithreading_enabled(not args.caller_thread)
+    with torch.set_grad_enabled(training), one_thread:
         for kind in ["wall", "captured"] if cuda else ["wall"]:
             timer = timing.Captured if kind == "captured" else wall
             timers = {}

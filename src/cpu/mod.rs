@@ -2,6 +2,7 @@
 //! and no threads of its own; the caller brings as many threads as it likes, and
 //! their number changes no bit of a result.
 
+pub mod balance;
 pub mod element;
 pub mod isa;
 pub mod schedule;

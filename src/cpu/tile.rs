@@ -48,8 +48,8 @@ pub struct Factors {
     pub depth: usize,
     /// Behind them half a step: the first of a pair alone (pairs in rows only).
     pub half: bool,
-    /// What is read soon, if it is known: brought nearer meanwhile, by AVX2's tile
-    /// alone. Need not be valid.
+    /// What is read soon, if it is known: brought to the second-level cache meanwhile, by
+    /// AVX-512's tile alone. Need not be valid.
     pub soon: *const u8,
 }
 

@@ -379,6 +379,7 @@ mod tests {
             assert_eq!(chosen(BF16, 64, widths).err(), wide);
         }
         assert_eq!([why(40, &[1024; 3]), why(40, &[1024; 4])], [wide; 2], "too large");
+        assert_eq!([why(40, &[768, 816, 816]), why(40, &[784, 848, 848])], [None, wide]);
         assert_eq!([why(64, &[64, 1032, 64]), why(64, &[2056, 64, 64])], [wide; 2]);
         assert_eq!([why(7, &[2048, 256, 256, 16]), why(8, &[2048, 256, 256, 16])], [wide, None]);
         assert!(why(280, &[2048, 512, 512]).is_none());

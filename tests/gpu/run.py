@@ -178,7 +178,8 @@ def sanitize(source, nvcc, under, device):
 
 def run(jobs, at_a_time, devices):
     """All counts. A second device stays visible, for the tests of two."""
-    order = lambda first: ",".join(str((first + i) % devices) for i in range(devices))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
+    order = lambda first: ",".join(visible[first:devices] + visible[:first])
     with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
         waiting = [
             pool.submit(job, **({"CUDA_VISIBLE_DEVICES": order(i % devices)} if devices > 1 else {}))

@@ -40,8 +40,9 @@ def test_a_tenth_is_below(timing):
 def test_the_fastest_tenth_of_short_rounds(tmp_path):
     file = tmp_path / "figures.json"
     arguments = ["--device", "cpu", "--fastest", "0.2", "--models", "tiny-64", "--modes", "fp32"]
+    arguments += ["--caller-thread", "--parts", "inference,training", "--json", file]
     subprocess.run(
-        [sys.executable, BENCHES / "bench.py", *arguments, "--parts", "inference,training", "--json", file],
+        [sys.executable, BENCHES / "bench.py", *arguments],
         check=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -49,6 +50,7 @@ def test_the_fastest_tenth_of_short_rounds(tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert [row["part"] for row in rows] == ["inference", "training"]
     for row in rows:
+        assert row["caller_thread"]
         us, over = row["wall"]["us"], row["wall"]["over_mlp"]
         assert over["eager"] == pytest.approx(us["eager"] / us["mlp"])
         assert ("ops" in us) == (row["part"] == "training")

@@ -381,3 +381,13 @@ def test_derivatives_of_the_parts():
 
     arguments = (grad_output, input, activations.requires_grad_(), *weights)
     assert gradcheck(backward, arguments, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("width, shared", [(16, True), (256, False)])
+def test_small_gradients_share_a_storage_and_large_ones_do_not(width, shared):
+    # malloc gives large blocks back to the system: a page fault for each 4 KiB of every step.
+    x = torch.randn(32, width, requires_grad=True)
+    weights = [torch.randn(width, width, requires_grad=True) for _ in range(2)]
+    y = torch.ops.hypatia.fused_mlp(x, weights, [None, None])
+    gradients = torch.autograd.grad(y.sum(), [x, *weights])
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) == (1 if shared else 3)

@@ -54,13 +54,15 @@ impl Division {
     /// By rows if every thread gets about as many; activations that another core
     /// has written cost some 10 % (784-256-256-10 on 256 rows).
     /// AMX copies each weight once a block: where the largest, of so many bytes, is in no
-    /// core's cache, all threads share blocks as large as they may be.
+    /// core's cache, all threads share blocks as large as they may be. So they do where
+    /// shares were `uneven` (`balance`).
     pub fn new(
         kernels: Kernels,
         rows: usize,
         widest_steps: usize,
         largest: usize,
         threads: usize,
+        uneven: bool,
     ) -> Self {
         let Kernels { isa, math } = kernels;
         let panels = count(rows);
@@ -69,8 +71,9 @@ impl Division {
         if matches!(math, Math::Amx(_)) && largest > SHARED_WEIGHT {
             return Self::Columns(equal(rows, rows.div_ceil(fit(AMX_BUFFER))));
         }
+        let columns = || Self::Columns(equal(rows, rows.div_ceil(fit(SHARED_BUFFER))));
         if panels * 8 < each * threads * 7 {
-            return Self::Columns(equal(rows, rows.div_ceil(fit(SHARED_BUFFER))));
+            return columns();
         }
         let most = equal(each * LANES, (each * LANES).div_ceil(fit(BUFFER))) / LANES;
         let fewest = if isa == Isa::Avx512 { SHRINKS_AVX512 } else { SHRINKS };
@@ -82,6 +85,9 @@ impl Division {
             let end = (first + take).min(panels);
             blocks.push(first * LANES..(end * LANES).min(rows));
             first = end;
+        }
+        if uneven && blocks.len() == threads {
+            return columns();
         }
         Self::Rows(blocks)
     }
@@ -169,7 +175,7 @@ mod tests {
     /// Panels of each block, or of all in columns.
     fn panels(isa: Isa, rows: usize, steps: usize, threads: usize) -> (bool, Vec<usize>) {
         let kernels = Kernels { isa, math: Math::Fma };
-        match Division::new(kernels, rows, steps, 0, threads) {
+        match Division::new(kernels, rows, steps, 0, threads, false) {
             Division::Rows(blocks) => (true, blocks.iter().map(|b| count(b.len())).collect()),
             Division::Columns(block) => (false, vec![count(block)]),
         }
@@ -194,9 +200,12 @@ mod tests {
     fn blocks_are_all_rows_and_threads_end_together() {
         for (rows, threads) in (1..3000).step_by(7).flat_map(|r| (1..12).map(move |t| (r, t))) {
             let kernels = Kernels { isa: Isa::Avx2, math: Math::Fma };
-            let Division::Rows(blocks) = Division::new(kernels, rows, 2048, 0, threads) else {
+            let division = |uneven| Division::new(kernels, rows, 2048, 0, threads, uneven);
+            let Division::Rows(blocks) = division(false) else {
                 continue;
             };
+            // Uneven shares are given up, tasks that whoever is free takes are not.
+            assert_eq!(division(true) == division(false), blocks.len() != threads);
             assert_eq!(
                 blocks.iter().flat_map(Clone::clone).collect::<Vec<_>>(),
                 Vec::from_iter(0..rows)

@@ -92,6 +92,10 @@ impl Case {
                 scope.spawn(move || assert!(forward.work(me)));
             }
         });
+        if let Route::Tiles(chain) = &forward.route {
+            let (shares, left) = chain.race().shares();
+            assert!(shares == 1 || left == 0, "{left} of {shares} shares were not timed");
+        }
         let read = |bytes: &Vec<u8>| {
             // SAFETY: whole elements, aligned as above.
             bytes.chunks_exact(size).map(|b| unsafe { self.element.read(b.as_ptr()) }).collect()
@@ -238,5 +242,14 @@ fn many_rows_go_in_blocks() {
         let case = Case::new(&mut random, element, 700, &[40, 9000, 3]);
         let kernels = *kernels(element).last().expect("scalar at least");
         case.check(&case.run(kernels, 2, true), "blocks");
+    }
+}
+
+#[test]
+fn equal_shares_are_timed() {
+    // `run` asserts it.
+    let case = Case::new(&mut Random(48), Element::F32, 128, &[64, 64, 32]);
+    for kernels in kernels(Element::F32) {
+        case.check(&case.run(kernels, 2, true), &format!("{kernels:?}"));
     }
 }

@@ -1,8 +1,10 @@
 //! The chain on more rows: activations in panels, weights as they lie in memory.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use super::super::amx::DEPTH;
+use super::super::balance::{self, Race};
 use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
 use super::super::panels::{self, count, steps, width, words, Matrix};
@@ -20,6 +22,8 @@ pub struct Chain {
     input: Matrix,
     layers: Vec<Layer>,
     division: Division,
+    /// Of the blocks, if each thread has one.
+    race: Race,
     threads: usize,
     /// Words of a block's activations between two layers.
     buffer: usize,
@@ -41,7 +45,12 @@ impl Chain {
         let widest = layers.iter().map(depth).max().unwrap_or(1);
         let bytes = |weight: &Matrix| weight.rows * weight.k * weight.element.size();
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
-        let division = Division::new(kernels, input.rows, widest, largest, threads);
+        let uneven = threads > 1 && balance::is_uneven();
+        let division = Division::new(kernels, input.rows, widest, largest, threads, uneven);
+        let race = match &division {
+            Division::Rows(blocks) if blocks.len() == threads => Race::new(threads),
+            _ => Race::new(1),
+        };
         let block = match &division {
             Division::Rows(blocks) => blocks.iter().map(Range::len).max().unwrap_or(0),
             Division::Columns(block) => (*block).min(input.rows),
@@ -58,7 +67,12 @@ impl Chain {
                 .fold(amx::Memory::default(), amx::Memory::max),
             _ => amx::Memory::default(),
         };
-        Self { kernels, input, layers, division, threads, buffer, memory, shared }
+        Self { kernels, input, layers, division, race, threads, buffer, memory, shared }
+    }
+
+    #[cfg(test)]
+    pub fn race(&self) -> &Race {
+        &self.race
     }
 
     /// Whether threads need `Tiles`.
@@ -164,6 +178,7 @@ impl Chain {
         unsafe {
             match self.division {
                 Division::Rows(ref blocks) => {
+                    let began = Instant::now();
                     let rows = blocks[task].clone();
                     let buffers = own.add(self.own_words());
                     let block = Block { rows, buffers };
@@ -175,6 +190,7 @@ impl Chain {
                             self.layer(&block, layer, task, own);
                         }
                     }
+                    balance::finished(&self.race, began);
                 }
                 Division::Columns(block) => {
                     let stages = 1 + self.layers.len();

@@ -8,6 +8,10 @@ use super::{Factors, Sums};
 /// third level, and the CPU's own prefetching stops at every page.
 const AHEAD: usize = 32;
 
+/// Bytes of what is read soon that are fetched with each step: a tile's rows have
+/// 56 of a step.
+const SOON: usize = 64;
+
 /// One function for each number of rows, vectors and way through `p`, chosen from
 /// a table: the sums are in registers only if their number is a constant.
 macro_rules! avx512 {
@@ -36,10 +40,14 @@ macro_rules! avx512 {
             let row = if COLUMNS { 4 } else { factors.row };
             let step = if COLUMNS { factors.step } else { 4 };
             let (mut p, mut v) = (factors.p, factors.v);
+            // A prefetch of an address without memory costs a walk through the page tables.
+            let mut soon = if factors.soon.is_null() { factors.v.cast() } else { factors.soon };
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
                 for _ in 0..factors.depth {
+                    _mm_prefetch::<_MM_HINT_T1>(soon.cast());
+                    soon = soon.wrapping_add(SOON);
                     let b: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
                     for n in 0..N {
                         let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);

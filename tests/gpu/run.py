@@ -62,11 +62,14 @@ def command(title, arguments, seconds=150, cwd=None, **env):
     return passed, bad
 
 
-def unittests(title, *modules, seconds=600, **env):
+def job(*what, **env):
+    """A command that will be told which device is its own; its counts."""
+    return lambda **device: [command(*what, **env, **device)]
+
+
+def unittests(title, *modules, **env):
     """Test modules in a process of its own."""
-    return lambda **device: [
-        command(title, [sys.executable, "-m", "unittest", *modules], seconds, HERE, **env, **device)
-    ]
+    return job(title, [sys.executable, "-m", "unittest", *modules], 600, HERE, **env)
 
 
 def python_tests():
@@ -107,10 +110,8 @@ def rust_tests(torch_dir):
     from support import BUNDLE
 
     path = f"{torch_dir}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    return [
-        lambda b=binary, **device: [command(f"rust {b.name}", [b], LD_LIBRARY_PATH=path, **device)]
-        for binary in sorted(BUNDLE.glob("tch_*"))
-    ]
+    binaries = sorted(BUNDLE.glob("tch_*"))
+    return [job(f"rust {binary.name}", [binary], LD_LIBRARY_PATH=path) for binary in binaries]
 
 
 def sanitizers():
@@ -121,21 +122,18 @@ def sanitizers():
         return []
     under = lambda check: [tool, "--tool", check, "--error-exitcode", "9"]
     jobs = [
-        lambda **device: [
-            command(
-                "compute-sanitizer memcheck, operators",
-                [*under("memcheck"), sys.executable, HERE / "memcheck.py"],
-                300,
-                # The caching allocator would hide accesses out of bounds, and
-                # timing algorithms would run hundreds of kernels more.
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-                HYPATIA_TUNE="0",
-                HYPATIA_FP32="tensor",
-                HYPATIA_TENSOR_GEMM="1",
-                HYPATIA_TENSOR_CHAIN="1",
-                **device,
-            )
-        ]
+        job(
+            "compute-sanitizer memcheck, operators",
+            [*under("memcheck"), sys.executable, HERE / "memcheck.py"],
+            300,
+            # The caching allocator would hide accesses out of bounds, and
+            # timing algorithms would run hundreds of kernels more.
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            HYPATIA_TUNE="0",
+            HYPATIA_FP32="tensor",
+            HYPATIA_TENSOR_GEMM="1",
+            HYPATIA_TENSOR_CHAIN="1",
+        )
     ]
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not pathlib.Path(nvcc).exists():
@@ -215,13 +213,7 @@ def main():
         if not options.no_cpp:
             consumer = HERE.parent / "consumer/run.sh"
             library = str(support.LIBRARY)
-            jobs.append(
-                lambda **device: [
-                    command(
-                        "C++ consumer", ["bash", consumer, sys.executable], 600, HYPATIA_LIBRARY=library, **device
-                    )
-                ]
-            )
+            jobs.append(job("C++ consumer", ["bash", consumer, sys.executable], 600, HYPATIA_LIBRARY=library))
     if not options.no_sanitize:
         jobs += sanitizers()
     counts = run(jobs, options.jobs, torch.cuda.device_count())

@@ -86,10 +86,16 @@ impl Division {
             blocks.push(first * LANES..(end * LANES).min(rows));
             first = end;
         }
-        if uneven && blocks.len() == threads {
+        let rows = Self::Rows(blocks);
+        if uneven && rows.is_one_each(threads) {
             return columns();
         }
-        Self::Rows(blocks)
+        rows
+    }
+
+    /// Whether each thread has one block, so that nobody can help another.
+    pub fn is_one_each(&self, threads: usize) -> bool {
+        matches!(self, Self::Rows(blocks) if blocks.len() == threads)
     }
 }
 

@@ -22,8 +22,8 @@ pub struct Chain {
     input: Matrix,
     layers: Vec<Layer>,
     division: Division,
-    /// Of the blocks, if each thread has one.
-    race: Race,
+    /// Of the blocks, if each of several threads has one.
+    race: Option<Race>,
     threads: usize,
     /// Words of a block's activations between two layers.
     buffer: usize,
@@ -47,10 +47,7 @@ impl Chain {
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
         let uneven = threads > 1 && balance::is_uneven();
         let division = Division::new(kernels, input.rows, widest, largest, threads, uneven);
-        let race = match &division {
-            Division::Rows(blocks) if blocks.len() == threads => Race::new(threads),
-            _ => Race::new(1),
-        };
+        let race = (threads > 1 && division.is_one_each(threads)).then(|| Race::new(threads));
         let block = match &division {
             Division::Rows(blocks) => blocks.iter().map(Range::len).max().unwrap_or(0),
             Division::Columns(block) => (*block).min(input.rows),
@@ -71,8 +68,8 @@ impl Chain {
     }
 
     #[cfg(test)]
-    pub fn race(&self) -> &Race {
-        &self.race
+    pub fn race(&self) -> Option<&Race> {
+        self.race.as_ref()
     }
 
     /// Whether threads need `Tiles`.
@@ -190,7 +187,9 @@ impl Chain {
                             self.layer(&block, layer, task, own);
                         }
                     }
-                    balance::finished(&self.race, began);
+                    if let Some(race) = &self.race {
+                        balance::finished(race, began);
+                    }
                 }
                 Division::Columns(block) => {
                     let stages = 1 + self.layers.len();

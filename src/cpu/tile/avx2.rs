@@ -21,6 +21,20 @@ const ROUND: usize = 4;
 /// # Safety
 /// As for `tile::run`; the CPU has AVX2 and FMA.
 pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
+    // One of the two distances is known, which saves registers for addresses.
+    // SAFETY: forwarded.
+    unsafe {
+        if factors.step == FOUR {
+            parts::<true>(rows, lanes, factors, sums);
+        } else {
+            parts::<false>(rows, lanes, factors, sums);
+        }
+    }
+}
+
+/// # Safety
+/// As for `fma`; `STEPS` as for `sum`.
+unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
     // Parts of about as many rows: a few alone could not hide an FMA's latency.
     let parts = rows.div_ceil(PART_ROWS);
     for step in (0..factors.depth.max(1)).step_by(BLOCK) {
@@ -37,42 +51,29 @@ pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums)
                         ..*factors
                     };
                     let sums = sums.0[first].as_mut_ptr().add(lane);
-                    run(end - first, &factors, sums, step > 0);
+                    let run = match end - first {
+                        1 => sum::<1, STEPS>,
+                        2 => sum::<2, STEPS>,
+                        3 => sum::<3, STEPS>,
+                        4 => sum::<4, STEPS>,
+                        5 => sum::<5, STEPS>,
+                        _ => sum::<6, STEPS>,
+                    };
+                    run(&factors, sums, step > 0);
                 }
             }
         }
     }
 }
 
-/// # Safety
-/// As for `fma`, with so many rows and 16 lanes, whose sums are `super::LANES` apart.
-/// Goes on from what the sums are, or from zero.
-unsafe fn run(rows: usize, factors: &Factors, sums: *mut f32, goes_on: bool) {
-    // One of the two distances is known, which saves registers for addresses.
-    let run = match (rows, factors.step == FOUR) {
-        (1, true) => sum::<1, true>,
-        (2, true) => sum::<2, true>,
-        (3, true) => sum::<3, true>,
-        (4, true) => sum::<4, true>,
-        (5, true) => sum::<5, true>,
-        (_, true) => sum::<6, true>,
-        (1, false) => sum::<1, false>,
-        (2, false) => sum::<2, false>,
-        (3, false) => sum::<3, false>,
-        (4, false) => sum::<4, false>,
-        (5, false) => sum::<5, false>,
-        (_, false) => sum::<6, false>,
-    };
-    // SAFETY: forwarded.
-    unsafe { run(factors, sums, goes_on) }
-}
-
 /// Bytes of a factor.
 const FOUR: usize = 4;
 
+/// Goes on from what the sums are, or from zero.
+///
 /// # Safety
-/// As for `run`, with `M` rows; `STEPS` if a row's steps are beside each other, else the
-/// rows of a step are.
+/// As for `fma`, with `M` rows and 16 lanes, whose sums are `super::LANES` apart; `STEPS`
+/// if a row's steps are beside each other, else the rows of a step are.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, sums: *mut f32, goes_on: bool) {
     let (row, step) = if STEPS { (factors.row, FOUR) } else { (FOUR, factors.step) };

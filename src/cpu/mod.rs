@@ -3,6 +3,7 @@
 //! their number changes no bit of a result.
 
 pub mod balance;
+mod caches;
 pub mod element;
 pub mod isa;
 pub mod schedule;

@@ -51,6 +51,21 @@ pub struct Factors {
     /// What is read soon, if it is known: brought to the second-level cache meanwhile, by
     /// AVX-512's tile alone. Need not be valid.
     pub soon: *const u8,
+    /// Where the sums go in the end, if it is known.
+    pub target: Option<Target>,
+}
+
+/// Where a tile's sums go in the end: most often it is in no cache, and AVX-512's tile
+/// brings it near meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Row 0 and lane 0. Need not be valid if the tile stores nothing there.
+    pub at: *mut f32,
+    /// From one row to the next, in elements.
+    pub stride: usize,
+    /// Whether the tile stores all its lanes there, minus zero as zero, and none in `Sums`:
+    /// AVX-512's alone.
+    pub stores: bool,
 }
 
 /// What a step is made of.
@@ -85,8 +100,9 @@ impl Default for Sums {
 /// Computes one tile of `rows` rows and `lanes` lanes (16 or 32).
 ///
 /// # Safety
-/// `factors` describes valid memory; `1 <= rows <= most_rows(isa)`; the CPU has
-/// `isa`, and for `Math::Dot` also avx512bf16.
+/// `factors` describes valid memory, and if its target is stored to, nobody else accesses
+/// that; `1 <= rows <= most_rows(isa)`; the CPU has `isa`, and for `Math::Dot` also
+/// avx512bf16.
 pub unsafe fn run(
     isa: Isa,
     math: Math,
@@ -97,6 +113,7 @@ pub unsafe fn run(
 ) {
     debug_assert!((1..=most_rows(isa)).contains(&rows) && (lanes == 16 || lanes == LANES));
     debug_assert!(factors.row == 4 || factors.step == 4);
+    debug_assert!(isa == Isa::Avx512 || !factors.target.is_some_and(|target| target.stores));
     // SAFETY: forwarded.
     unsafe {
         match (isa, math) {

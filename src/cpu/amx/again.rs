@@ -126,6 +126,7 @@ unsafe fn again(left: &Left, rows: usize, panel: &Panel, sums: &mut Sums) {
                 depth: k,
                 half: false,
                 soon: std::ptr::null(),
+                target: None,
             };
             let mut exact = Sums::new();
             tile::run(isa, Math::Fma, part.len(), width, &factors, &mut exact);

@@ -2,9 +2,11 @@
 
 use super::super::isa::Isa;
 use super::super::panels::VECTOR;
-use super::super::tile::Sums;
+use super::super::tile::{Sums, LANES};
 
-/// Some columns of so many rows, dense but for zeros up to a whole vector.
+/// Some columns of so many rows: panels of [`LANES`] one behind the other, the last one
+/// dense but for zeros up to a whole vector. All panels row by row: neighbours in memory
+/// and in a page, most of which are in no cache.
 ///
 /// # Safety
 /// They can be read, `own` has room; the CPU has `isa`.
@@ -22,7 +24,9 @@ pub unsafe fn copy(
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => copy_avx512(from, stride, rows, columns, own),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 if columns == super::super::tile::LANES => copy_avx2(from, stride, rows, own),
+            Isa::Avx2 if columns.is_multiple_of(LANES) => {
+                copy_avx2(from, stride, rows, columns, own);
+            }
             _ => copy_portable(from, stride, rows, columns, own),
         }
     }
@@ -37,13 +41,16 @@ unsafe fn copy_portable(
     columns: usize,
     own: *mut f32,
 ) {
-    let width = columns.next_multiple_of(VECTOR);
     for row in 0..rows {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let out = own.add(row * width);
-            std::ptr::copy_nonoverlapping(from.add(row * stride), out, columns);
-            std::ptr::write_bytes(out.add(columns), 0, width - columns);
+        for first in (0..columns).step_by(LANES) {
+            let columns = (columns - first).min(LANES);
+            let width = columns.next_multiple_of(VECTOR);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let out = own.add(first * rows + row * width);
+                std::ptr::copy_nonoverlapping(from.add(row * stride + first), out, columns);
+                std::ptr::write_bytes(out.add(columns), 0, width - columns);
+            }
         }
     }
 }
@@ -55,37 +62,42 @@ unsafe fn copy_portable(
 unsafe fn copy_avx512(from: *const f32, stride: usize, rows: usize, columns: usize, own: *mut f32) {
     use super::super::avx512::first_lanes;
     use std::arch::x86_64::*;
-    let width = columns.next_multiple_of(VECTOR);
-    let lower = first_lanes(columns.min(VECTOR));
-    let upper = first_lanes(columns.saturating_sub(VECTOR));
     for row in 0..rows {
-        // SAFETY: the masks keep to the columns; `own` has whole vectors.
-        unsafe {
-            let (from, out) = (from.add(row * stride), own.add(row * width));
-            _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lower, from));
-            if width > VECTOR {
-                let vector = _mm512_maskz_loadu_ps(upper, from.add(VECTOR));
-                _mm512_storeu_ps(out.add(VECTOR), vector);
+        for first in (0..columns).step_by(LANES) {
+            let columns = (columns - first).min(LANES);
+            let width = columns.next_multiple_of(VECTOR);
+            // SAFETY: the masks keep to the columns; `own` has whole vectors.
+            unsafe {
+                let (from, out) = (from.add(row * stride + first), own.add(first * rows));
+                let out = out.add(row * width);
+                let lower = first_lanes(columns.min(VECTOR));
+                _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(lower, from));
+                if width > VECTOR {
+                    let upper = first_lanes(columns - VECTOR);
+                    let vector = _mm512_maskz_loadu_ps(upper, from.add(VECTOR));
+                    _mm512_storeu_ps(out.add(VECTOR), vector);
+                }
             }
         }
     }
 }
 
-/// The same of [`LANES`] columns.
+/// The same of whole panels.
 ///
 /// # Safety
 /// As for `copy`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn copy_avx2(from: *const f32, stride: usize, rows: usize, own: *mut f32) {
-    use super::super::tile::LANES;
+unsafe fn copy_avx2(from: *const f32, stride: usize, rows: usize, columns: usize, own: *mut f32) {
     use std::arch::x86_64::*;
     for row in 0..rows {
-        for column in (0..LANES).step_by(8) {
-            // SAFETY: the row exists, `own` has room for it.
-            unsafe {
-                let vector = _mm256_loadu_ps(from.add(row * stride + column));
-                _mm256_storeu_ps(own.add(row * LANES + column), vector);
+        for first in (0..columns).step_by(LANES) {
+            for column in (0..LANES).step_by(8) {
+                // SAFETY: the row exists, `own` has room for it.
+                unsafe {
+                    let vector = _mm256_loadu_ps(from.add(row * stride + first + column));
+                    _mm256_storeu_ps(own.add(first * rows + row * LANES + column), vector);
+                }
             }
         }
     }
@@ -108,6 +120,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// Whether nothing that is there is read.
+    pub fn only_writes(&self) -> bool {
+        !self.adds && self.output.is_null()
+    }
+
     /// Brings near what `run` will write to, and reads, while sums are computed: results
     /// are in no cache yet (AVX2: 13 % of a backward pass waited for them; AMX: 2 to 6 %).
     #[cfg(target_arch = "x86_64")]
@@ -203,9 +220,12 @@ impl Store {
                 // SAFETY: the mask keeps to the columns; a row of sums has two vectors.
                 unsafe {
                     let to = self.result.add(place);
-                    // Zeros too: see `portable`.
-                    let before = if self.adds { lanes } else { 0 };
-                    let before = _mm512_maskz_loadu_ps(before, to);
+                    // Zeros too: see `portable`. As in AVX2, a masked load of no lanes
+                    // would wait for memory.
+                    let before = match self.adds {
+                        true => _mm512_maskz_loadu_ps(lanes, to),
+                        false => _mm512_setzero_ps(),
+                    };
                     let mut value = _mm512_loadu_ps(sums.as_ptr().add(column));
                     value = _mm512_add_ps(before, value);
                     if !self.output.is_null() {

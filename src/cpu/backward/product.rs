@@ -5,11 +5,12 @@
 use std::ops::Range;
 
 use super::super::amx;
+use super::super::caches::caches;
 use super::super::element::Element;
 use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
-use super::super::tile::{self, few_rows, Factors, Math, Sums, LANES};
+use super::super::tile::{self, few_rows, Factors, Math, Sums, Target, LANES};
 use super::columns::WIDTH;
 use super::memory::{copy, Store};
 use super::tile_range;
@@ -20,8 +21,13 @@ const BLOCK: usize = 2048;
 
 const PLANES: usize = amx::planes::count(Element::F32);
 
-/// Words of a thread's copy, of AMX the largest.
-pub const OWN_WORDS: usize = BLOCK * LANES * PLANES / 2;
+/// Panels of columns that a task copies at most: more columns of a row are neighbours in
+/// memory, and the left factor is read less often.
+const GROUP: usize = 4;
+
+/// Words of a thread's copy, of AMX a panel of its planes.
+pub const OWN_WORDS: usize = BLOCK * LANES * GROUP;
+const _: () = assert!(PLANES <= 2 * GROUP);
 
 /// Tasks of a product for each thread, and tiles of a task at least: each task copies.
 /// A stage has two products.
@@ -79,14 +85,30 @@ impl Product {
         self.right.k.div_ceil(LANES)
     }
 
-    /// Parts of the tiles for each panel of columns.
+    /// Panels of a task: so many that their copies stay in a second-level cache, and
+    /// all threads have tasks.
+    fn group(&self, threads: usize) -> usize {
+        let bytes = 4 * LANES * self.right.rows.min(BLOCK);
+        let most = match self.left {
+            Left::Blocks(_) => 1,
+            _ => (caches().second / 2 / bytes).clamp(1, GROUP),
+        };
+        (self.panels() / (TASKS * threads)).clamp(1, most)
+    }
+
+    fn groups(&self, threads: usize) -> usize {
+        self.panels().div_ceil(self.group(threads))
+    }
+
+    /// Parts of the tiles for each group of panels.
     fn chunks(&self, threads: usize) -> usize {
-        let wanted = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(self.panels()) };
+        let wanted =
+            if threads == 1 { 1 } else { (TASKS * threads).div_ceil(self.groups(threads)) };
         wanted.min(self.tiles().div_ceil(FEWEST_TILES))
     }
 
     pub fn tasks(&self, threads: usize) -> usize {
-        self.panels() * self.chunks(threads)
+        self.groups(threads) * self.chunks(threads)
     }
 
     /// # Safety
@@ -94,8 +116,7 @@ impl Product {
     /// accesses what this task writes.
     pub unsafe fn run(&self, threads: usize, task: usize, own: *mut f32) {
         let chunks = self.chunks(threads);
-        let panel = task / chunks * LANES;
-        let columns = panel..(panel + LANES).min(self.right.k);
+        let columns = part(self.right.k, LANES, self.groups(threads), task / chunks);
         let tiles = part(self.tiles(), 1, chunks, task % chunks);
         let depth = self.right.rows;
         for first in (0..depth).step_by(BLOCK) {
@@ -188,36 +209,67 @@ impl Product {
         // lie, fewer are copied with zeros behind them.
         unsafe {
             let from = self.right.row(steps.start).cast::<f32>().add(columns.start);
-            let (v, v_step) = if tiles.len() == 1 && columns.len() == LANES {
-                (from, self.right.stride)
-            } else {
-                let width = columns.len().next_multiple_of(VECTOR);
+            let in_place = tiles.len() == 1 && columns.len() == LANES;
+            if !in_place {
                 copy(self.isa, from, self.right.stride, steps.len(), columns.len(), own);
-                (own.cast_const(), width)
-            };
+            }
             let left = |index| self.left_factor(index, steps.start);
             let last = tiles.end - 1;
             for index in tiles {
-                let rows = self.rows_of(index);
                 let (p, row, step) = left(index);
-                let factors = Factors {
-                    p,
-                    row,
-                    step,
-                    v,
-                    v_step,
-                    depth: steps.len(),
-                    half: false,
-                    soon: if index < last { left(index + 1).0 } else { std::ptr::null() },
-                };
-                let store = self.store(&rows, columns, &steps);
-                #[cfg(target_arch = "x86_64")]
-                if self.isa == Isa::Avx2 {
-                    store.soon();
+                for first in (0..columns.len()).step_by(LANES) {
+                    let lanes = (columns.len() - first).min(LANES);
+                    let factors = Factors {
+                        p,
+                        row,
+                        step,
+                        v: if in_place { from } else { own.add(first * steps.len()) },
+                        v_step: match in_place {
+                            true => self.right.stride,
+                            false => lanes.next_multiple_of(VECTOR),
+                        },
+                        depth: steps.len(),
+                        half: false,
+                        soon: match first == 0 && index < last {
+                            true => left(index + 1).0,
+                            false => std::ptr::null(),
+                        },
+                        target: None,
+                    };
+                    let begin = columns.start + first;
+                    let columns = begin..begin + lanes;
+                    self.tile(factors, &self.rows_of(index), &columns, &steps, &mut sums);
                 }
-                let lanes = columns.len().next_multiple_of(VECTOR);
-                tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, &mut sums);
-                store.run(self.isa, &sums);
+            }
+        }
+    }
+
+    /// One tile of the result.
+    ///
+    /// # Safety
+    /// As for `run`; `factors` are of these rows, columns and steps.
+    unsafe fn tile(
+        &self,
+        factors: Factors,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        steps: &Range<usize>,
+        sums: &mut Sums,
+    ) {
+        let store = self.store(rows, columns, steps);
+        let lanes = columns.len().next_multiple_of(VECTOR);
+        let stores = self.isa == Isa::Avx512 && lanes == columns.len() && store.only_writes();
+        let target = Some(Target { at: store.result, stride: store.stride, stores });
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx2 {
+            store.soon();
+        }
+        // SAFETY: forwarded; rows and columns are this task's alone.
+        unsafe {
+            let factors = Factors { target, ..factors };
+            tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, sums);
+            if !stores {
+                store.run(self.isa, sums);
             }
         }
     }

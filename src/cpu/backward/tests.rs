@@ -180,11 +180,27 @@ fn long_sums_go_in_blocks() {
 }
 
 #[test]
+fn wide_layers_go_in_groups_of_panels() {
+    let mut random = Random(76);
+    for (rows, widths) in [(20, vec![1100, 9]), (33, vec![600, 1090, 40])] {
+        let mut case = Case::new(&mut random, rows, &widths);
+        case.wanted.fill(true);
+        for kernels in kernels() {
+            for threads in [1, 2] {
+                let got = case.run(kernels, threads);
+                case.check(&got, &format!("{kernels:?} {rows} rows {widths:?} {threads} threads"));
+            }
+        }
+    }
+}
+
+#[test]
 fn threads_change_no_bit() {
     let mut random = Random(73);
-    for _ in 0..10 {
+    for i in 0..10 {
         let rows = 1 + random.below(200);
-        let case = Case::new(&mut random, rows, &[130, 175, 64, 10]);
+        let first = if i == 0 { 1100 } else { 130 };
+        let case = Case::new(&mut random, rows, &[first, 175, 64, 10]);
         for kernels in kernels() {
             let want = case.run(kernels, 1);
             for threads in [2, 3, 7] {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::caches::{caches, Caches};
 use super::super::isa::Isa;
 use super::super::panels::count;
 use super::super::tile::{few_rows, most_rows, Math, LANES};
@@ -13,13 +14,16 @@ pub const FEW_ROWS: usize = 8;
 /// Bytes of a block's activations between two layers, of one thread and of all:
 /// with one more such buffer they stay in a core's share of the last-level cache.
 const BUFFER: usize = 2 << 20;
+/// A second-level cache from which on half of it is better: one layer's input stays there
+/// while the weights pass by (2048 x 2048 on 512 rows: 160 GFLOP/s a core for 120).
+const LARGE_SECOND: usize = 2 << 20;
 const SHARED_BUFFER: usize = 4 << 20;
 /// The same for AMX, and bytes of a weight from which on threads share blocks
 /// (784-2048x4-1000 on 512 rows: 1.4 times as fast, 1024-512x4-256 on 256 0.7 times).
 const AMX_BUFFER: usize = 8 << 20;
 const SHARED_WEIGHT: usize = 4 << 20;
 /// Fewer rows a block would read each weight too often.
-const FEWEST_ROWS: usize = 128;
+const FEWEST_ROWS: usize = 64;
 
 /// Panels of a thread from which on its blocks become smaller and smaller: half of
 /// what is left, shared by all, at a time. Threads end together then, also where
@@ -63,6 +67,7 @@ impl Division {
         largest: usize,
         threads: usize,
         uneven: bool,
+        caches: Caches,
     ) -> Self {
         let Kernels { isa, math } = kernels;
         let panels = count(rows);
@@ -75,7 +80,7 @@ impl Division {
         if panels * 8 < each * threads * 7 {
             return columns();
         }
-        let most = equal(each * LANES, (each * LANES).div_ceil(fit(BUFFER))) / LANES;
+        let most = equal(each * LANES, (each * LANES).div_ceil(fit(buffer(caches)))) / LANES;
         let fewest = if isa == Isa::Avx512 { SHRINKS_AVX512 } else { SHRINKS };
         let shrinks = threads > 1 && each >= fewest;
         let (mut blocks, mut first) = (Vec::new(), 0);
@@ -96,6 +101,15 @@ impl Division {
     /// Whether each thread has one block, so that nobody can help another.
     pub fn is_one_each(&self, threads: usize) -> bool {
         matches!(self, Self::Rows(blocks) if blocks.len() == threads)
+    }
+}
+
+/// `BUFFER`, or what this core's caches are better at.
+fn buffer(caches: Caches) -> usize {
+    if caches.second >= LARGE_SECOND {
+        caches.second / 2
+    } else {
+        BUFFER
     }
 }
 
@@ -149,14 +163,16 @@ pub fn padded_words(words: usize) -> usize {
 }
 
 /// Most rows of a weight in a tile. Rows a multiple of 4 KiB apart meet in one set of
-/// a first-level cache of eight ways, where fourteen would evict one another (88
-/// GFLOP/s for 111 at K = 2048; copying them elsewhere first cost more than it gained).
-/// AVX2's tiles read six at a time.
+/// a first-level cache: more of them than it has ways would evict one another (of eight
+/// ways: 88 GFLOP/s for 111 at K = 2048; of twelve: 156 with eight rows, 161 with
+/// twelve; copying them elsewhere first cost more than it gained). AVX2's tiles read six
+/// at a time.
 pub fn few_tile_rows(isa: Isa, row_bytes: usize) -> usize {
+    let most = few_rows(isa);
     if isa != Isa::Avx2 && row_bytes.is_multiple_of(4096) {
-        8
+        caches().ways.clamp(most / 2, most)
     } else {
-        few_rows(isa)
+        most
     }
 }
 
@@ -178,10 +194,26 @@ mod tests {
     use super::super::super::tile::ROWS;
     use super::*;
 
+    /// A core's caches with so many bytes in the second level.
+    fn with_second(second: usize) -> Caches {
+        Caches { ways: 8, second }
+    }
+
     /// Panels of each block, or of all in columns.
     fn panels(isa: Isa, rows: usize, steps: usize, threads: usize) -> (bool, Vec<usize>) {
+        panels_with(1 << 20, isa, rows, steps, threads)
+    }
+
+    fn panels_with(
+        second: usize,
+        isa: Isa,
+        rows: usize,
+        steps: usize,
+        threads: usize,
+    ) -> (bool, Vec<usize>) {
         let kernels = Kernels { isa, math: Math::Fma };
-        match Division::new(kernels, rows, steps, 0, threads, false) {
+        let caches = with_second(second);
+        match Division::new(kernels, rows, steps, 0, threads, false, caches) {
             Division::Rows(blocks) => (true, blocks.iter().map(|b| count(b.len())).collect()),
             Division::Columns(block) => (false, vec![count(block)]),
         }
@@ -203,10 +235,17 @@ mod tests {
     }
 
     #[test]
+    fn a_layers_input_stays_in_a_large_second_level() {
+        let panels = |second| panels_with(second, Isa::Avx512, 1024, 2048, 1).1;
+        assert_eq!((panels(1 << 20), panels(2 << 20)), (vec![8; 4], vec![4; 8]));
+    }
+
+    #[test]
     fn blocks_are_all_rows_and_threads_end_together() {
         for (rows, threads) in (1..3000).step_by(7).flat_map(|r| (1..12).map(move |t| (r, t))) {
             let kernels = Kernels { isa: Isa::Avx2, math: Math::Fma };
-            let division = |uneven| Division::new(kernels, rows, 2048, 0, threads, uneven);
+            let caches = with_second(1 << 20);
+            let division = |uneven| Division::new(kernels, rows, 2048, 0, threads, uneven, caches);
             let Division::Rows(blocks) = division(false) else {
                 continue;
             };
@@ -244,7 +283,8 @@ mod tests {
         let rows = |k: usize| tile_rows(Isa::Avx2, 4 * k);
         assert_eq!((rows(10), rows(784), rows(1024), rows(2048)), (48, 48, 48, 24));
         assert_eq!((rows(4096), rows(100_000)), (12, 12));
-        assert_eq!((tile_rows(Isa::Avx512, 4 * 784), tile_rows(Isa::Avx512, 4 * 1024)), (14, 8));
+        let ways = caches().ways.clamp(7, 14);
+        assert_eq!((tile_rows(Isa::Avx512, 4 * 784), tile_rows(Isa::Avx512, 4 * 1024)), (14, ways));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::super::amx::DEPTH;
 use super::super::balance::{self, Race};
+use super::super::caches;
 use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
 use super::super::panels::{self, count, steps, width, words, Matrix};
@@ -46,7 +47,9 @@ impl Chain {
         let bytes = |weight: &Matrix| weight.rows * weight.k * weight.element.size();
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
         let uneven = threads > 1 && balance::is_uneven();
-        let division = Division::new(kernels, input.rows, widest, largest, threads, uneven);
+        let rows = input.rows;
+        let division =
+            Division::new(kernels, rows, widest, largest, threads, uneven, caches::caches());
         let race = (threads > 1 && division.is_one_each(threads)).then(|| Race::new(threads));
         let block = match &division {
             Division::Rows(blocks) => blocks.iter().map(Range::len).max().unwrap_or(0),
@@ -273,6 +276,7 @@ impl Chain {
                     depth: if math == Math::Dot { k / 2 } else { k },
                     half: math == Math::Dot && k % 2 == 1,
                     soon: if panel == first { soon } else { std::ptr::null() },
+                    target: None,
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
                 let place = Place { panel, column: columns.start, columns: columns.len() };

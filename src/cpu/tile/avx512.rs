@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Factors, Sums};
+use super::{Factors, Sums, Target};
 
 /// Steps that the lanes' factors are fetched ahead: they stream from the second or
 /// third level, and the CPU's own prefetching stops at every page.
@@ -45,23 +45,39 @@ macro_rules! avx512 {
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
-                for _ in 0..factors.depth {
-                    _mm_prefetch::<_MM_HINT_T1>(soon.cast());
-                    soon = soon.wrapping_add(SOON);
-                    let b: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
-                    for n in 0..N {
-                        let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
-                    for (m, acc) in acc.iter_mut().enumerate() {
-                        let a = _mm512_set1_epi32(p.add(m * row).cast::<i32>().read_unaligned());
-                        for (acc, b) in acc.iter_mut().zip(b) {
-                            *acc = $mul(*acc, a, b);
+                let mut go = |steps: usize| {
+                    for _ in 0..steps {
+                        _mm_prefetch::<_MM_HINT_T1>(soon.cast());
+                        soon = soon.wrapping_add(SOON);
+                        let b: [__m512; N] =
+                            std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
+                        for n in 0..N {
+                            let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                         }
+                        for (m, acc) in acc.iter_mut().enumerate() {
+                            let a =
+                                _mm512_set1_epi32(p.add(m * row).cast::<i32>().read_unaligned());
+                            for (acc, b) in acc.iter_mut().zip(b) {
+                                *acc = $mul(*acc, a, b);
+                            }
+                        }
+                        p = p.add(step);
+                        v = v.add(factors.v_step);
                     }
-                    p = p.add(step);
-                    v = v.add(factors.v_step);
+                };
+                let mut left = factors.depth;
+                if let Some(Target { at, stride, .. }) = factors.target {
+                    // Evenly: at once they would take all of a core's line buffers.
+                    let each = left / (M * N);
+                    for i in 0..M * N {
+                        let line = at.wrapping_add(i / N * stride + i % N * 16);
+                        _mm_prefetch::<_MM_HINT_T0>(line.cast_const().cast());
+                        go(each);
+                    }
+                    left -= each * M * N;
                 }
+                go(left);
                 if !COLUMNS && factors.half {
                     for (m, acc) in acc.iter_mut().enumerate() {
                         let a = p.add(m * row).cast::<u16>().read_unaligned();
@@ -70,6 +86,17 @@ macro_rules! avx512 {
                             *acc = $mul(*acc, a, _mm512_loadu_ps(v.add(16 * n)));
                         }
                     }
+                }
+                if let Some(Target { at, stride, stores: true }) = factors.target {
+                    let zero = _mm512_setzero_ps();
+                    for (m, acc) in acc.iter().enumerate() {
+                        for (n, acc) in acc.iter().enumerate() {
+                            // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                            let sum = _mm512_add_ps(zero, *acc);
+                            _mm512_storeu_ps(at.add(m * stride + 16 * n), sum);
+                        }
+                    }
+                    return;
                 }
                 for (acc, sums) in acc.iter().zip(&mut sums.0) {
                     for (n, acc) in acc.iter().enumerate() {

@@ -47,6 +47,7 @@ impl Case {
             depth: self.depth,
             half: false,
             soon: std::ptr::null(),
+            target: None,
         };
         let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
         // SAFETY: the vectors have the sizes that the factors state.
@@ -115,6 +116,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             depth: k / 2,
             half: k % 2 == 1,
             soon: std::ptr::null(),
+            target: None,
         };
         for isa in [Isa::Scalar, Isa::Avx512] {
             let mut sums = Sums::new();

@@ -63,8 +63,8 @@ pub struct Target {
     pub at: *mut f32,
     /// From one row to the next, in elements.
     pub stride: usize,
-    /// Whether the tile stores all its lanes there, minus zero as zero, and none in `Sums`:
-    /// AVX-512's alone.
+    /// Whether the tile stores all its lanes there, minus zero as zero, and none in `Sums`
+    /// (not the scalar one).
     pub stores: bool,
 }
 
@@ -113,7 +113,7 @@ pub unsafe fn run(
 ) {
     debug_assert!((1..=most_rows(isa)).contains(&rows) && (lanes == 16 || lanes == LANES));
     debug_assert!(factors.row == 4 || factors.step == 4);
-    debug_assert!(isa == Isa::Avx512 || !factors.target.is_some_and(|target| target.stores));
+    debug_assert!(isa != Isa::Scalar || !factors.target.is_some_and(|target| target.stores));
     // SAFETY: forwarded.
     unsafe {
         match (isa, math) {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Factors, Sums};
+use super::{Factors, Sums, Target, LANES};
 
 /// Most rows of a part: with two vectors of lanes that is 12 sums, three registers
 /// for the operands.
@@ -35,6 +35,10 @@ pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums)
 /// # Safety
 /// As for `fma`; `STEPS` as for `sum`.
 unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
+    let (to, stride, stores) = match factors.target {
+        Some(Target { at, stride, stores: true }) => (at, stride, true),
+        _ => (sums.0[0].as_mut_ptr(), LANES, false),
+    };
     // Parts of about as many rows: a few alone could not hide an FMA's latency.
     let parts = rows.div_ceil(PART_ROWS);
     for step in (0..factors.depth.max(1)).step_by(BLOCK) {
@@ -50,7 +54,7 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
                         depth,
                         ..*factors
                     };
-                    let sums = sums.0[first].as_mut_ptr().add(lane);
+                    let to = Place { at: to.add(first * stride + lane), stride, stores };
                     let run = match end - first {
                         1 => sum::<1, STEPS>,
                         2 => sum::<2, STEPS>,
@@ -59,11 +63,20 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
                         5 => sum::<5, STEPS>,
                         _ => sum::<6, STEPS>,
                     };
-                    run(&factors, sums, step > 0);
+                    run(&factors, to, step > 0);
                 }
             }
         }
     }
+}
+
+/// Where sums of a part go.
+struct Place {
+    at: *mut f32,
+    /// From row to row.
+    stride: usize,
+    /// Whether it is the tile's target.
+    stores: bool,
 }
 
 /// Bytes of a factor.
@@ -72,10 +85,10 @@ const FOUR: usize = 4;
 /// Goes on from what the sums are, or from zero.
 ///
 /// # Safety
-/// As for `fma`, with `M` rows and 16 lanes, whose sums are `super::LANES` apart; `STEPS`
-/// if a row's steps are beside each other, else the rows of a step are.
+/// As for `fma`, with `M` rows and 16 lanes; `STEPS` if a row's steps are beside each
+/// other, else the rows of a step are.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, sums: *mut f32, goes_on: bool) {
+unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, to: Place, goes_on: bool) {
     let (row, step) = if STEPS { (factors.row, FOUR) } else { (FOUR, factors.step) };
     let (mut p, mut v) = (factors.p, factors.v);
     let mut acc = [[_mm256_setzero_ps(); 2]; M];
@@ -84,7 +97,7 @@ unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, sums: *mut f
         if goes_on {
             for (m, acc) in acc.iter_mut().enumerate() {
                 for (n, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm256_loadu_ps(sums.add(m * super::LANES + 8 * n));
+                    *acc = _mm256_loadu_ps(to.at.add(m * to.stride + 8 * n));
                 }
             }
         }
@@ -101,7 +114,10 @@ unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, sums: *mut f
         }
         for (m, acc) in acc.iter().enumerate() {
             for (n, acc) in acc.iter().enumerate() {
-                _mm256_storeu_ps(sums.add(m * super::LANES + 8 * n), *acc);
+                let at = to.at.add(m * to.stride + 8 * n);
+                // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                let zero = _mm256_setzero_ps();
+                _mm256_storeu_ps(at, if to.stores { _mm256_add_ps(zero, *acc) } else { *acc });
             }
         }
     }

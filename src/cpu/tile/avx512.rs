@@ -45,27 +45,30 @@ macro_rules! avx512 {
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
-                let mut go = |steps: usize| {
-                    for _ in 0..steps {
-                        _mm_prefetch::<_MM_HINT_T1>(soon.cast());
-                        soon = soon.wrapping_add(SOON);
-                        let b: [__m512; N] =
-                            std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
-                        for n in 0..N {
-                            let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                        }
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let a =
-                                _mm512_set1_epi32(p.add(m * row).cast::<i32>().read_unaligned());
-                            for (acc, b) in acc.iter_mut().zip(b) {
-                                *acc = $mul(*acc, a, b);
+                // No closure: that would have the sums in memory.
+                macro_rules! go {
+                    ($steps:expr) => {
+                        for _ in 0..$steps {
+                            _mm_prefetch::<_MM_HINT_T1>(soon.cast());
+                            soon = soon.wrapping_add(SOON);
+                            let b: [__m512; N] =
+                                std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
+                            for n in 0..N {
+                                let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
+                                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                             }
+                            for (m, acc) in acc.iter_mut().enumerate() {
+                                let a = p.add(m * row).cast::<i32>().read_unaligned();
+                                let a = _mm512_set1_epi32(a);
+                                for (acc, b) in acc.iter_mut().zip(b) {
+                                    *acc = $mul(*acc, a, b);
+                                }
+                            }
+                            p = p.add(step);
+                            v = v.add(factors.v_step);
                         }
-                        p = p.add(step);
-                        v = v.add(factors.v_step);
-                    }
-                };
+                    };
+                }
                 let mut left = factors.depth;
                 if let Some(Target { at, stride, .. }) = factors.target {
                     // Evenly: at once they would take all of a core's line buffers.
@@ -73,11 +76,11 @@ macro_rules! avx512 {
                     for i in 0..M * N {
                         let line = at.wrapping_add(i / N * stride + i % N * 16);
                         _mm_prefetch::<_MM_HINT_T0>(line.cast_const().cast());
-                        go(each);
+                        go!(each);
                     }
                     left -= each * M * N;
                 }
-                go(left);
+                go!(left);
                 if !COLUMNS && factors.half {
                     for (m, acc) in acc.iter_mut().enumerate() {
                         let a = p.add(m * row).cast::<u16>().read_unaligned();

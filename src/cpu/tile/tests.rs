@@ -37,6 +37,12 @@ impl Case {
     }
 
     fn run(&self, isa: Isa) -> Sums {
+        let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
+        self.run_to(isa, None, &mut sums);
+        sums
+    }
+
+    fn run_to(&self, isa: Isa, target: Option<Target>, sums: &mut Sums) {
         let (row, step) = if self.columns { (4, 4 * self.ld) } else { (4 * self.ld, 4) };
         let factors = Factors {
             p: self.p.as_ptr().cast(),
@@ -47,12 +53,10 @@ impl Case {
             depth: self.depth,
             half: false,
             soon: std::ptr::null(),
-            target: None,
+            target,
         };
-        let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
-        // SAFETY: the vectors have the sizes that the factors state.
-        unsafe { run(isa, Math::Fma, self.rows, self.lanes, &factors, &mut sums) };
-        sums
+        // SAFETY: the vectors have the sizes that the factors state, the target room.
+        unsafe { run(isa, Math::Fma, self.rows, self.lanes, &factors, sums) };
     }
 }
 
@@ -80,6 +84,32 @@ fn agrees_with_fp64_and_in_bits_with_the_scalar_tile() {
             // Rows beyond the tile's are not touched.
             for row in &sums.0[case.rows..] {
                 assert!(row.iter().all(|sum| sum.is_nan()));
+            }
+        }
+    }
+}
+
+#[test]
+fn stores_to_its_target_and_nowhere_else() {
+    let mut random = Random(13);
+    for i in 0..200 {
+        let case = Case::random(&mut random, if i % 2 == 0 { 14 } else { ROWS });
+        let isas = available().into_iter().filter(|isa| *isa != Isa::Scalar);
+        for isa in isas.filter(|isa| case.rows <= most_rows(*isa)) {
+            let want = case.run(isa);
+            let stride = case.lanes + random.below(20);
+            let mut result = vec![f32::NAN; (case.rows + 1) * stride];
+            let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
+            let target = Target { at: result.as_mut_ptr(), stride, stores: true };
+            case.run_to(isa, Some(target), &mut sums);
+            assert!(sums.0.iter().flatten().all(|sum| sum.is_nan()), "{isa:?}");
+            for (place, got) in result.iter().enumerate() {
+                let (row, lane) = (place / stride, place % stride);
+                if row < case.rows && lane < case.lanes {
+                    assert_eq!(*got, want.0[row][lane], "{isa:?} {row} {lane}");
+                } else {
+                    assert!(got.is_nan(), "{isa:?} {row} {lane}");
+                }
             }
         }
     }

@@ -32,7 +32,7 @@ WITH_TOOLS = export PATH="$(CURDIR)/.venv/bin:$$PATH"
 # For build_info; see git_revision in build/main.rs.
 export HYPATIA_GIT_REVISION := $(shell git describe --always --abbrev=12 --dirty=+ 2>/dev/null || echo unknown)
 
-.PHONY: help setup build test test-rust test-python test-cpp test-build demo bench gpu-test gpu-bundle \
+.PHONY: help setup build test test-rust test-python test-cpp test-build test-memory demo bench gpu-test gpu-bundle \
 	install lint format clean
 
 # Plans that were timed before must not decide what is tested.
@@ -70,6 +70,14 @@ test-cpp: build
 
 test-build:
 	tests/build/run.sh
+
+# The CPU kernels' tests under valgrind (Debian's package), five minutes. It has no
+# AVX-512, so AVX2; left out is what asks which CPU this is.
+test-memory:
+	cargo test --release --no-default-features --lib --no-run
+	valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+		$$(ls -t target/release/deps/hypatia-* | grep -v '\.' | head -1) cpu:: --test-threads=1 \
+		--skip the_kernel_says_the_same --skip measures_where_it_chooses
 
 demo: build
 	$(WITH_TOOLS); $(PYTHON) examples/digits/demo.py

@@ -20,8 +20,8 @@ pub fn caches() -> Caches {
     *CACHES.get_or_init(|| described().unwrap_or(USUAL))
 }
 
-/// What `CPUID` has: leaf 4, on AMD's CPUs the same under another number.
-#[cfg(target_arch = "x86_64")]
+/// What `CPUID` has: leaf 4, on AMD's CPUs the same under another number. Miri has none.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 fn described() -> Option<Caches> {
     use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
     const LEAVES: [u32; 2] = [4, 0x8000_001d];
@@ -48,7 +48,7 @@ fn described() -> Option<Caches> {
     None
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 fn described() -> Option<Caches> {
     None
 }

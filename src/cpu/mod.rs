@@ -33,4 +33,5 @@ pub mod scratch;
 pub mod tile;
 
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod testing;

@@ -1,6 +1,47 @@
 //! What the kernels' tests share.
 
+use std::ops::{Deref, DerefMut};
+
 use super::isa::Isa;
+
+/// Bytes at an address that suits every element.
+pub struct Bytes {
+    words: Vec<u64>,
+    length: usize,
+}
+
+impl Bytes {
+    /// So many of one value.
+    pub fn filled(value: u8, length: usize) -> Self {
+        let words = vec![u64::from_ne_bytes([value; 8]); length.div_ceil(8)];
+        Self { words, length }
+    }
+}
+
+impl FromIterator<u8> for Bytes {
+    fn from_iter<I: IntoIterator<Item = u8>>(bytes: I) -> Self {
+        let bytes: Vec<u8> = bytes.into_iter().collect();
+        let mut all = Self::filled(0, bytes.len());
+        all.copy_from_slice(&bytes);
+        all
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `filled` made words for so many bytes.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.length) }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.length) }
+    }
+}
 
 /// A fixed sequence a seed.
 pub struct Random(pub u64);

@@ -1,6 +1,6 @@
 //! Against fp64, every instruction set that this CPU has.
 
-use super::super::testing::{available, Random};
+use super::super::testing::{available, Bytes, Random};
 use super::*;
 
 const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
@@ -47,7 +47,7 @@ impl Case {
 
     /// The columns in `parts` ranges, as threads would do them.
     fn run(&self, isa: Isa, parts: usize) -> Vec<f32> {
-        let bytes = |v: &[f32]| -> Vec<u8> {
+        let bytes = |v: &[f32]| -> Bytes {
             match self.element {
                 Element::F32 => v.iter().flat_map(|v| v.to_ne_bytes()).collect(),
                 e => v.iter().flat_map(|v| e.rounded(*v).to_ne_bytes()).collect(),
@@ -56,7 +56,7 @@ impl Case {
         let (weight, bias) = (bytes(&self.w), self.bias.as_deref().map(bytes));
         let size = self.element.size();
         let mut wide = vec![f32::NAN; self.rows * self.n];
-        let mut output = vec![0xffu8; self.rows * self.n * size];
+        let mut output = Bytes::filled(0xff, self.rows * self.n * size);
         let layer = Layer {
             input: self.x.as_ptr(),
             input_stride: self.k + self.pad,
@@ -73,8 +73,7 @@ impl Case {
         };
         let each = self.n.div_ceil(parts);
         for begin in (0..self.n).step_by(each) {
-            // SAFETY: the vectors have the sizes that the layer states (a Vec<u8>
-            // of this allocator is aligned for 4 bytes); `available` asked the CPU.
+            // SAFETY: the vectors have the sizes that the layer states; `available` asked the CPU.
             unsafe { run(&layer, begin..(begin + each).min(self.n), isa) }
         }
         for (output, wide) in output.chunks_exact(size).zip(&wide) {

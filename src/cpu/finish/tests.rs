@@ -2,11 +2,11 @@
 
 use super::super::element::{bf16_rounded, f16_rounded};
 use super::super::panels::{count, words};
-use super::super::testing::{available, Random};
+use super::super::testing::{available, Bytes, Random};
 use super::super::tile::most_rows;
 use super::*;
 
-fn bytes(element: Element, values: &[f32]) -> Vec<u8> {
+fn bytes(element: Element, values: &[f32]) -> Bytes {
     match element {
         Element::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
         Element::Bf16 => values.iter().flat_map(|v| bf16_rounded(*v).to_ne_bytes()).collect(),
@@ -41,7 +41,7 @@ fn results_are_rounded_once_and_land_where_they_belong() {
         let want = |row: usize, column: usize| {
             let mut value = all[row * n + column];
             if let Some(bias) = &bias {
-                // SAFETY: in bounds; a Vec<u8> of this allocator is aligned.
+                // SAFETY: in bounds, aligned.
                 value += unsafe { element.read(bias[column * element.size()..].as_ptr()) };
             }
             let value = if relu_wanted { relu(value) } else { value };
@@ -53,7 +53,7 @@ fn results_are_rounded_once_and_land_where_they_belong() {
         let steps = steps(math, n);
         for isa in available() {
             let mut panels = vec![f32::NAN; words(rows, steps)];
-            let mut output = vec![0xffu8; rows * n * element.size()];
+            let mut output = Bytes::filled(0xff, rows * n * element.size());
             let finish = Finish {
                 element,
                 bias: bias.as_ref().map_or(std::ptr::null(), |bias| bias.as_ptr()),

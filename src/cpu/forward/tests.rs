@@ -2,7 +2,7 @@
 
 use super::super::amx;
 use super::super::element::Element;
-use super::super::testing::{available, has_dot, Random};
+use super::super::testing::{available, has_dot, Bytes, Random};
 use super::*;
 
 const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
@@ -40,7 +40,7 @@ impl Case {
         Self { element, rows, widths, input, weights, biases, pad, relu_last }
     }
 
-    fn bytes(&self, values: &[f32]) -> Vec<u8> {
+    fn bytes(&self, values: &[f32]) -> Bytes {
         match self.element {
             Element::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
             e => values.iter().flat_map(|v| e.rounded(*v).to_ne_bytes()).collect(),
@@ -55,15 +55,13 @@ impl Case {
         let biases: Vec<_> =
             self.biases.iter().map(|b| b.as_ref().map(|b| self.bytes(b))).collect();
         let count = weights.len();
-        let mut outputs: Vec<Vec<u8>> = (0..count)
+        let mut outputs: Vec<Bytes> = (0..count)
             .map(|i| {
-                vec![
-                    0xff;
-                    if keep || i + 1 == count { self.rows * self.widths[i + 1] * size } else { 0 }
-                ]
+                let kept = keep || i + 1 == count;
+                Bytes::filled(0xff, if kept { self.rows * self.widths[i + 1] * size } else { 0 })
             })
             .collect();
-        let matrix = |bytes: &Vec<u8>, rows: usize, k: usize| Matrix {
+        let matrix = |bytes: &Bytes, rows: usize, k: usize| Matrix {
             data: bytes.as_ptr(),
             stride: k + self.pad,
             rows,
@@ -81,8 +79,7 @@ impl Case {
             },
         });
         let layers = layers.collect();
-        // SAFETY: sizes as stated, all vectors outlive the work; a Vec<u8> of this
-        // allocator is aligned for 4 bytes.
+        // SAFETY: sizes as stated, all vectors outlive the work.
         let forward = unsafe {
             Forward::new(kernels, matrix(&input, self.rows, self.widths[0]), layers, threads)
         };
@@ -96,7 +93,7 @@ impl Case {
             let left = chain.race().map_or(0, |race| race.left());
             assert_eq!(left, 0, "shares were not timed");
         }
-        let read = |bytes: &Vec<u8>| {
+        let read = |bytes: &Bytes| {
             // SAFETY: whole elements, aligned as above.
             bytes.chunks_exact(size).map(|b| unsafe { self.element.read(b.as_ptr()) }).collect()
         };

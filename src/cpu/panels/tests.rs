@@ -1,12 +1,12 @@
 //! Every element against where it came from.
 
 use super::super::element::{bf16_rounded, f16_rounded};
-use super::super::testing::{available, Random};
+use super::super::testing::{available, Bytes, Random};
 use super::*;
 
 /// A matrix of one element type, with something else between its rows.
 struct Source {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     matrix: Matrix,
 }
 
@@ -15,7 +15,7 @@ impl Source {
         let (rows, k) = (1 + random.below(70), 1 + random.below(80));
         let stride = k + random.below(3);
         let values = random.vector(rows * stride);
-        let bytes: Vec<u8> = match element {
+        let bytes: Bytes = match element {
             Element::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
             Element::Bf16 => values.iter().flat_map(|v| bf16_rounded(*v).to_ne_bytes()).collect(),
             Element::F16 => values.iter().flat_map(|v| f16_rounded(*v).to_ne_bytes()).collect(),
@@ -27,7 +27,7 @@ impl Source {
     fn at(&self, row: usize, k: usize) -> f32 {
         assert!(row < self.matrix.rows && k < self.matrix.k);
         let place = (row * self.matrix.stride + k) * self.matrix.element.size();
-        // SAFETY: in bounds; a Vec<u8> of this allocator is aligned for 4 bytes.
+        // SAFETY: in bounds, aligned.
         unsafe { self.matrix.element.read(self.bytes[place..].as_ptr()) }
     }
 }

@@ -68,6 +68,15 @@ pub struct Target {
     pub stores: bool,
 }
 
+impl Factors {
+    /// Where the tile stores: its target, or `sums`.
+    #[cfg(target_arch = "x86_64")]
+    fn destination(&self, sums: &mut Sums) -> Target {
+        let sums = Target { at: sums.0[0].as_mut_ptr(), stride: LANES, stores: false };
+        self.target.filter(|target| target.stores).unwrap_or(sums)
+    }
+}
+
 /// What a step is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Math {

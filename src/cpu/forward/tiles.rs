@@ -40,6 +40,11 @@ pub struct Chain {
     shared: Scratch,
 }
 
+/// Of a weight's elements.
+fn bytes(weight: &Matrix) -> usize {
+    weight.rows * weight.k * weight.element.size()
+}
+
 /// A block of rows and where its activations lie.
 struct Block {
     rows: Range<usize>,
@@ -50,7 +55,6 @@ impl Chain {
     pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
         let widest = layers.iter().map(depth).max().unwrap_or(1);
-        let bytes = |weight: &Matrix| weight.rows * weight.k * weight.element.size();
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
         let uneven = threads > 1 && balance::is_uneven();
         let rows = input.rows;
@@ -297,7 +301,7 @@ impl Chain {
         let (layer, row) =
             if row < self.layers[layer].weight.rows { (layer, row) } else { (layer + 1, 0) };
         match self.layers.get(layer).map(|layer| &layer.weight) {
-            Some(weight) if weight.rows * weight.k * weight.element.size() < FAR => {
+            Some(weight) if bytes(weight) < FAR => {
                 weight.data.wrapping_add(row * weight.stride * weight.element.size())
             }
             _ => std::ptr::null(),

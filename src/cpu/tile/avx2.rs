@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Factors, Sums, Target, LANES};
+use super::{Factors, Sums, Target};
 
 /// Most rows of a part: with two vectors of lanes that is 12 sums, three registers
 /// for the operands.
@@ -35,10 +35,7 @@ pub unsafe fn fma(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums)
 /// # Safety
 /// As for `fma`; `STEPS` as for `sum`.
 unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors, sums: &mut Sums) {
-    let (to, stride, stores) = match factors.target {
-        Some(Target { at, stride, stores: true }) => (at, stride, true),
-        _ => (sums.0[0].as_mut_ptr(), LANES, false),
-    };
+    let to = factors.destination(sums);
     // Parts of about as many rows: a few alone could not hide an FMA's latency.
     let parts = rows.div_ceil(PART_ROWS);
     for step in (0..factors.depth.max(1)).step_by(BLOCK) {
@@ -54,7 +51,7 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
                         depth,
                         ..*factors
                     };
-                    let to = Place { at: to.add(first * stride + lane), stride, stores };
+                    let to = Target { at: to.at.add(first * to.stride + lane), ..to };
                     let run = match end - first {
                         1 => sum::<1, STEPS>,
                         2 => sum::<2, STEPS>,
@@ -70,15 +67,6 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
     }
 }
 
-/// Where sums of a part go.
-struct Place {
-    at: *mut f32,
-    /// From row to row.
-    stride: usize,
-    /// Whether it is the tile's target.
-    stores: bool,
-}
-
 /// Bytes of a factor.
 const FOUR: usize = 4;
 
@@ -88,7 +76,7 @@ const FOUR: usize = 4;
 /// As for `fma`, with `M` rows and 16 lanes; `STEPS` if a row's steps are beside each
 /// other, else the rows of a step are.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, to: Place, goes_on: bool) {
+unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, to: Target, goes_on: bool) {
     let (row, step) = if STEPS { (factors.row, FOUR) } else { (FOUR, factors.step) };
     let (mut p, mut v) = (factors.p, factors.v);
     let mut acc = [[_mm256_setzero_ps(); 2]; M];

@@ -90,20 +90,13 @@ macro_rules! avx512 {
                         }
                     }
                 }
-                if let Some(Target { at, stride, stores: true }) = factors.target {
-                    let zero = _mm512_setzero_ps();
-                    for (m, acc) in acc.iter().enumerate() {
-                        for (n, acc) in acc.iter().enumerate() {
-                            // A product that underflows leaves -0 in an FMA, 0 in a sum.
-                            let sum = _mm512_add_ps(zero, *acc);
-                            _mm512_storeu_ps(at.add(m * stride + 16 * n), sum);
-                        }
-                    }
-                    return;
-                }
-                for (acc, sums) in acc.iter().zip(&mut sums.0) {
+                let to = factors.destination(sums);
+                let zero = _mm512_setzero_ps();
+                for (m, acc) in acc.iter().enumerate() {
                     for (n, acc) in acc.iter().enumerate() {
-                        _mm512_storeu_ps(sums.as_mut_ptr().add(16 * n), *acc);
+                        // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                        let sum = if to.stores { _mm512_add_ps(zero, *acc) } else { *acc };
+                        _mm512_storeu_ps(to.at.add(m * to.stride + 16 * n), sum);
                     }
                 }
             }

@@ -188,6 +188,7 @@ mod tests {
             "fused_mlp",
             "fp32_gemm",
             "fp32_pack",
+            "fp32_pad",
             "fp32_relu_backward",
             "tensor_chain",
             "tensor_gemm",

@@ -4,14 +4,14 @@ use cudarc::driver::sys::CUstream;
 
 use super::super::call::Call;
 use super::super::kernel::Shape;
-use super::super::params::{Fp32GemmParams, Fp32PackParams, Fp32ReluBackwardParams};
+use super::super::params::{Fp32GemmParams, Fp32PackParams, Fp32PadParams, Fp32ReluBackwardParams};
 use super::super::product::{log_line, logging};
 use super::super::tensor_map::Boxes;
 use super::super::{Refusal, Workspace};
 use super::kernels::SHARED_BYTES;
 use super::Fp32Kernels;
 use crate::plan::check::Settings;
-use crate::plan::fp32::chain::{Gemm, Pack, ReluBackward};
+use crate::plan::fp32::jobs::{Gemm, Pack, Pad, ReluBackward};
 use crate::plan::fp32::tiling::{DEPTH, ROWS, THREADS};
 use crate::plan::fp32::{self, Chain, Job, Order};
 use crate::plan::layer::Work;
@@ -68,6 +68,7 @@ impl<'a> ReadyChain<'a> {
             // SAFETY: forwarded.
             unsafe {
                 match job {
+                    Job::Pad(pad) => on.pad(pad),
                     Job::Pack(pack) => on.pack(pack),
                     Job::Gemm(gemm) => on.gemm(gemm),
                     Job::ReluBackward(relu) => on.relu_backward(relu),
@@ -111,6 +112,25 @@ impl On<'_> {
 
     /// # Safety
     /// As for [`ReadyChain::launch`].
+    unsafe fn pad(&self, pad: &Pad) -> Result<(), Refusal> {
+        let params = Fp32PadParams {
+            from: pad.from.data as u64,
+            to: self.place(pad.to),
+            row_stride: pad.from.row_stride,
+            rows: pad.from.rows as i32,
+            cols: pad.from.cols as i32,
+            ld: pad.ld as i32,
+            reserved: 0,
+        };
+        let shape = self.small((pad.blocks, 1));
+        let arguments = [(&raw const params).cast_mut().cast()];
+        // SAFETY: as in `pack`; the copy has its place in the workspace.
+        unsafe { shape.launch(self.kernels.pad, self.call.stream as CUstream, arguments) }
+            .map_err(|error| Refusal::driver("launching fp32_pad", error))
+    }
+
+    /// # Safety
+    /// As for [`ReadyChain::launch`].
     unsafe fn pack(&self, pack: &Pack) -> Result<(), Refusal> {
         let right = pack.right;
         let params = Fp32PackParams {
@@ -137,19 +157,20 @@ impl On<'_> {
     /// As for [`ReadyChain::launch`].
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), Refusal> {
         let (left, tiling) = (gemm.left, gemm.tiling);
+        let data = if gemm.padded { self.place(left.data) as usize } else { left.data };
         let (m, k) = (left.rows, left.cols);
         let (run, runs, size) = match gemm.order {
             Order::Rows => (k, m, [DEPTH as u32, ROWS as u32]),
             Order::Columns => (m, k, [DEPTH as u32, DEPTH as u32]),
         };
         let (dtype, ld) = (Dtype::F32, gemm.ld);
-        let map = Boxes { data: left.data, dtype, tf32: false, run, runs, ld, size }.encode()?;
+        let map = Boxes { data, dtype, tf32: false, run, runs, ld, size }.encode()?;
         let params = Fp32GemmParams {
             image: self.place(gemm.image),
             bias: gemm.bias.unwrap_or_default() as u64,
             d: gemm.output as u64,
             image_out: gemm.image_out.map_or(0, |image| self.place(image)),
-            left: left.data as u64,
+            left: data as u64,
             partial: self.place(self.chain.partial),
             tickets: self.call.workspace.data as u64,
             left_row: left.row_stride,
@@ -162,8 +183,8 @@ impl On<'_> {
             row_tiles: tiling.row_tiles as i32,
             col_tiles: tiling.col_tiles as i32,
             splits: tiling.splits as i32,
-            // Weights and saved activations; the first job in front of it waited
-            // for those who made them.
+            // Weights and saved activations, or copies of them; the first job in
+            // front of it that is no copy waited for those who made them.
             early: self.overlaps.into(),
             parts: tiling.parts as i32,
             reserved: 0,

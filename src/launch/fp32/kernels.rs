@@ -18,6 +18,7 @@ pub(super) const SHARED_BYTES: u32 = (221 << 10) + 512;
 pub struct Fp32Kernels {
     gemm: [[CUfunction; COLS.len()]; 2],
     pack: [CUfunction; 2],
+    pub(super) pad: CUfunction,
     pub(super) relu_backward: CUfunction,
     /// When to use them.
     pub policy: Policy,
@@ -39,7 +40,7 @@ impl Fp32Kernels {
         let policy = asked_of_fp32()?;
         let null = std::ptr::null_mut();
         let mut gemm = [[null; COLS.len()]; 2];
-        let (mut pack, mut relu_backward) = ([null; 2], null);
+        let mut pack = [null; 2];
         let (gemms, packs) =
             (Module::load("fp32_gemm", capability)?, Module::load("fp32_pack", capability)?);
         for (order, name) in ["rows", "columns"].into_iter().enumerate() {
@@ -49,9 +50,9 @@ impl Fp32Kernels {
             }
             pack[order] = packs.function(format!("fp32_pack_{name}"))?;
         }
-        let masks = Module::load("fp32_relu_backward", capability)?;
-        relu_backward.clone_from(&masks.function("fp32_relu_backward".to_owned())?);
-        Ok(Self { gemm, pack, relu_backward, policy, failed: AtomicBool::new(false) })
+        let alone = |name: &str| Module::load(name, capability)?.function(name.to_owned());
+        let (pad, relu_backward) = (alone("fp32_pad")?, alone("fp32_relu_backward")?);
+        Ok(Self { gemm, pack, pad, relu_backward, policy, failed: AtomicBool::new(false) })
     }
 
     /// The product whose left operand is of that order.

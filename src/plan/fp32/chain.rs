@@ -1,113 +1,13 @@
 //! From the layers of a call to the kernels that do them, with places in scratch
 //! memory for what passes between them.
 
-use std::fmt;
-
 use super::super::check::Matrix;
+use super::super::div_ceil;
 use super::super::layer::{Layer, LayerBackward};
 use super::super::relu_grid::TICKETS;
-use super::tiling::{image_bytes, padded, Tiling, COLS, DEPTH};
+use super::jobs::{Chain, Gemm, Job, Pack, Pad, ReluBackward};
+use super::tiling::{image_bytes, padded, Tiling, DEPTH};
 use super::Order;
-
-/// Kernels in turn; places in scratch memory are bytes from its beginning.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Chain {
-    /// In their order.
-    pub jobs: Vec<Job>,
-    /// Where every job's partial sums go.
-    pub partial: usize,
-    /// Scratch memory of all.
-    pub scratch_bytes: usize,
-}
-
-/// One kernel.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Job {
-    /// `kernels/fp32_pack.cu`.
-    Pack(Pack),
-    /// `kernels/fp32_gemm.cu`.
-    Gemm(Gemm),
-    /// `kernels/fp32_relu_backward.cu`.
-    ReluBackward(ReluBackward),
-}
-
-/// The image of `right [k, n]`, for a product whose left operand has that order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pack {
-    /// Any strides.
-    pub right: Matrix,
-    /// Where it goes.
-    pub image: usize,
-    /// Of k in the image.
-    pub order: Order,
-}
-
-/// `d [m, n] = left · right`, then bias and ReLU.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gemm {
-    /// `[m, k]`.
-    pub left: Matrix,
-    /// Of `left` in memory.
-    pub order: Order,
-    /// Elements from one contiguous run of `left` to the next.
-    pub ld: i64,
-    /// Of `right [k, n]`.
-    pub image: usize,
-    /// Columns.
-    pub n: i64,
-    /// `[m]`.
-    pub bias: Option<usize>,
-    /// Whether a ReLU follows.
-    pub relu: bool,
-    /// Address of dᵀ, dense; 0 if nobody wants it.
-    pub output: usize,
-    /// Where the image of d goes.
-    pub image_out: Option<usize>,
-    /// How it is covered.
-    pub tiling: Tiling,
-}
-
-/// The mask of a gradient, its images and column sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReluBackward {
-    /// `[rows, cols]`, any strides.
-    pub grad: Matrix,
-    /// What the ReLU returned, dense; 0 without a mask.
-    pub output: usize,
-    /// Image for products that sum over columns.
-    pub over_cols: Option<usize>,
-    /// Image for products that sum over rows.
-    pub over_rows: Option<usize>,
-    /// Address of the column sums; 0 if nobody wants them.
-    pub bias_grad: usize,
-    /// Strips of 32 columns, splits of the rows.
-    pub grid: (i64, i64),
-    /// Rows of a split.
-    pub rows_per_split: i64,
-}
-
-impl fmt::Display for Chain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, job) in self.jobs.iter().enumerate() {
-            f.write_str(if i > 0 { ", " } else { "" })?;
-            match job {
-                Job::Pack(pack) => write!(f, "pack {}x{}", pack.right.rows, pack.right.cols)?,
-                Job::Gemm(gemm) => {
-                    let (m, k, tiling) = (gemm.left.rows, gemm.left.cols, gemm.tiling);
-                    let cols = COLS[tiling.shape];
-                    write!(f, "gemm {m}x{}x{k} by 128x{cols}/{}", gemm.n, tiling.splits)?;
-                    if tiling.parts > 1 {
-                        write!(f, " in {} parts", tiling.parts)?;
-                    }
-                }
-                Job::ReluBackward(relu) => {
-                    write!(f, "relu_backward {}x{}", relu.grad.rows, relu.grad.cols)?;
-                }
-            }
-        }
-        write!(f, "; {} B scratch", self.scratch_bytes)
-    }
-}
 
 /// Scratch memory, given out from its beginning.
 #[derive(Default)]
@@ -122,11 +22,65 @@ impl Scratch {
 }
 
 const MAX_EXTENT: i64 = i32::MAX as i64 / 2;
+/// Of a block of `fp32_pad`; each copies 16 bytes.
+const PAD_THREADS: i64 = 256;
 
-impl Chain {
-    fn new(jobs: Vec<Job>, mut scratch: Scratch) -> Result<Self, String> {
+/// A chain that is being stated.
+struct Draft {
+    multiprocessors: i64,
+    scratch: Scratch,
+    /// In front of all others, and behind them a job that is no product: products
+    /// fetch their left operand before they wait.
+    pads: Vec<Job>,
+    jobs: Vec<Job>,
+}
+
+impl Draft {
+    fn new(multiprocessors: i64) -> Self {
+        Self { multiprocessors, scratch: Scratch::default(), pads: vec![], jobs: vec![] }
+    }
+
+    /// A product whose left operand is stored in that order, copied first if the copy
+    /// engine cannot read it.
+    fn gemm(
+        &mut self,
+        left: Matrix,
+        order: Order,
+        n: i64,
+        image: usize,
+        output: usize,
+    ) -> Result<Gemm, String> {
+        checked(left.rows, n, left.cols)?;
+        let mut ld = order.ld(left)?;
+        let padded = !Order::is_aligned(left, ld);
+        let left = if padded { self.pad(left, order)? } else { left };
+        if padded {
+            ld = order.ld(left)?;
+        }
+        let tiling = Tiling::choose(left.rows, n, left.cols, self.multiprocessors);
+        let (bias, relu, image_out) = (None, false, None);
+        Ok(Gemm { left, padded, order, ld, image, n, bias, relu, output, image_out, tiling })
+    }
+
+    /// The copy of `left`.
+    fn pad(&mut self, left: Matrix, order: Order) -> Result<Matrix, String> {
+        let from = order.runs(left);
+        let ld = div_ceil(from.cols, 4) * 4;
+        let blocks = div_ceil(from.rows.saturating_mul(ld / 4), PAD_THREADS);
+        if blocks > i64::from(i32::MAX) {
+            return Err(format!("a copy of {} x {ld} is more than a grid has", from.rows));
+        }
+        let bytes = blocks as usize * PAD_THREADS as usize * 16;
+        let to = self.scratch.take(bytes);
+        self.pads.push(Job::Pad(Pad { from, to, ld, blocks }));
+        Ok(order.runs(Matrix { data: to, row_stride: ld, col_stride: 1, ..from }))
+    }
+
+    fn chain(self) -> Result<Chain, String> {
+        let Self { jobs, pads, mut scratch, .. } = self;
+        let jobs = [pads, jobs].concat();
         let partial_bytes = jobs.iter().map(|job| match job {
-            Job::Pack(_) => 0,
+            Job::Pad(_) | Job::Pack(_) => 0,
             Job::Gemm(gemm) => gemm.tiling.partial_bytes(),
             Job::ReluBackward(relu) if relu.bias_grad == 0 => 0,
             Job::ReluBackward(relu) => (relu.grid.1 * relu.grad.cols) as usize * 4,
@@ -136,7 +90,7 @@ impl Chain {
         if scratch.0 > isize::MAX as usize / 2 {
             return Err("more scratch memory than there can be".to_owned());
         }
-        Ok(Self { jobs, partial, scratch_bytes: scratch.0 })
+        Ok(Chain { jobs, partial, scratch_bytes: scratch.0 })
     }
 }
 
@@ -145,20 +99,6 @@ fn checked(m: i64, n: i64, k: i64) -> Result<(), String> {
         return Err(format!("a {m} x {n} x {k} product exceeds 31-bit dimensions"));
     }
     Ok(())
-}
-
-fn gemm(
-    left: Matrix,
-    n: i64,
-    image: usize,
-    output: usize,
-    multiprocessors: i64,
-) -> Result<Gemm, String> {
-    checked(left.rows, n, left.cols)?;
-    let (order, ld) = Order::of(left)?;
-    let tiling = Tiling::choose(left.rows, n, left.cols, multiprocessors);
-    let (bias, relu, image_out) = (None, false, None);
-    Ok(Gemm { left, order, ld, image, n, bias, relu, output, image_out, tiling })
 }
 
 /// `layers` in turn; hidden results pass as images, and go to memory too where
@@ -172,29 +112,26 @@ pub fn forward(input: Matrix, layers: &[Layer], multiprocessors: i64) -> Result<
     if input.cols > DEPTH * 65_535 {
         return Err(format!("{} columns are more than a grid has blocks", input.cols));
     }
-    let mut scratch = Scratch::default();
+    let mut draft = Draft::new(multiprocessors);
     // One image is read while the next is written.
     let mut turns = [0, 0];
     for (turn, place) in turns.iter_mut().enumerate() {
         let widths = layers.iter().skip(turn).step_by(2).map(|layer| layer.weight.cols);
-        *place = scratch.take(image_bytes(widths.max().unwrap_or(0), rows));
+        *place = draft.scratch.take(image_bytes(widths.max().unwrap_or(0), rows));
     }
     let right = input.transpose();
-    let mut jobs = vec![Job::Pack(Pack { right, image: turns[0], order: Order::Rows })];
+    draft.jobs.push(Job::Pack(Pack { right, image: turns[0], order: Order::Rows }));
     for (i, layer) in layers.iter().enumerate() {
         let last = i + 1 == layers.len();
-        let stated = gemm(layer.weight, rows, turns[i % 2], layer.output, multiprocessors)?;
-        if stated.order != Order::Rows {
-            return Err("a weight is stored by columns".to_owned());
-        }
-        jobs.push(Job::Gemm(Gemm {
+        let stated = draft.gemm(layer.weight, Order::Rows, rows, turns[i % 2], layer.output)?;
+        draft.jobs.push(Job::Gemm(Gemm {
             bias: layer.bias,
             relu: layer.relu,
             image_out: (!last).then_some(turns[(i + 1) % 2]),
             ..stated
         }));
     }
-    Chain::new(jobs, scratch)
+    draft.chain()
 }
 
 /// The gradients of `layers`, last layer first.
@@ -211,16 +148,15 @@ pub fn backward(
     widths.extend(layers.iter().filter(|l| l.grad_input != 0).map(|layer| layer.weight.cols));
     let widest = widths.into_iter().max().unwrap_or(0);
     checked(rows, rows, widest)?;
-    let mut scratch = Scratch::default();
-    let over_cols = scratch.take(image_bytes(widest, rows));
-    let over_rows = scratch.take(image_bytes(rows, widest));
+    let mut draft = Draft::new(multiprocessors);
+    let over_cols = draft.scratch.take(image_bytes(widest, rows));
+    let over_rows = draft.scratch.take(image_bytes(rows, widest));
 
-    let mut jobs = vec![];
     let mut grad = grad_output;
     for layer in layers {
         let (for_input, for_weight) = (layer.grad_input != 0, layer.grad_weight != 0);
         let (grid, rows_per_split) = relu_grid(rows, grad.cols, multiprocessors);
-        jobs.push(Job::ReluBackward(ReluBackward {
+        draft.jobs.push(Job::ReluBackward(ReluBackward {
             grad,
             output: layer.output,
             over_cols: for_input.then_some(over_cols),
@@ -230,12 +166,9 @@ pub fn backward(
             rows_per_split,
         }));
         let mut product = |left: Matrix, n: i64, image: usize, output: usize| {
-            let stated = gemm(left, n, image, output, multiprocessors)?;
-            if stated.order != Order::Columns {
-                return Err("an operand of a gradient is stored by columns".to_owned());
-            }
-            jobs.push(Job::Gemm(stated));
-            Ok(())
+            let stated = draft.gemm(left, Order::Columns, n, image, output)?;
+            draft.jobs.push(Job::Gemm(stated));
+            Ok::<(), String>(())
         };
         if for_input {
             // dxᵀ = wᵀ · dzᵀ
@@ -247,7 +180,7 @@ pub fn backward(
         }
         grad = Matrix::dense(layer.grad_input, rows, layer.weight.cols);
     }
-    Chain::new(jobs, scratch)
+    draft.chain()
 }
 
 /// Strips and splits of the mask kernel, and the rows of a split: eight blocks a

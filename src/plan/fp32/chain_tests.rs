@@ -9,6 +9,7 @@ use super::*;
 struct Machine {
     memory: HashMap<usize, f64>,
     images: HashMap<usize, Vec<Vec<f64>>>,
+    copies: HashMap<usize, f64>,
     next: usize,
 }
 
@@ -26,17 +27,14 @@ impl Machine {
         self.next
     }
 
-    fn at(&self, m: Matrix, r: i64, c: i64) -> f64 {
-        self.memory[&(m.data + 4 * (r * m.row_stride + c * m.col_stride) as usize)]
-    }
-
     fn read(&self, m: Matrix) -> Vec<Vec<f64>> {
-        (0..m.rows).map(|r| (0..m.cols).map(|c| self.at(m, r, c)).collect()).collect()
+        read(&self.memory, m)
     }
 
     fn run(&mut self, chain: &Chain) {
         for job in &chain.jobs {
             match *job {
+                Job::Pad(pad) => self.copy(pad),
                 Job::Pack(pack) => {
                     self.images.insert(pack.image, self.read(pack.right));
                 }
@@ -46,10 +44,22 @@ impl Machine {
         }
     }
 
+    fn copy(&mut self, pad: Pad) {
+        assert!(pad.ld % 4 == 0 && pad.to % 16 == 0 && pad.ld >= pad.from.cols);
+        assert!(pad.blocks * PAD_THREADS * 4 >= pad.from.rows * pad.ld);
+        for (r, row) in self.read(pad.from).iter().enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                self.copies.insert(pad.to + 4 * (r * pad.ld as usize + c), *value);
+            }
+        }
+    }
+
     fn multiply(&mut self, gemm: Gemm) {
+        assert!(gemm.ld % 4 == 0 && gemm.left.data % 16 == 0);
+        let memory = if gemm.padded { &self.copies } else { &self.memory };
+        let left = read(memory, gemm.left);
         let right = self.images[&gemm.image].clone();
         assert_eq!(right.len() as i64, gemm.left.cols, "the image of another matrix");
-        let left = self.read(gemm.left);
         let mut d = vec![];
         for (r, row) in left.iter().enumerate() {
             let bias = gemm.bias.map_or(0.0, |bias| self.memory[&(bias + 4 * r)]);
@@ -81,7 +91,7 @@ impl Machine {
         let output = Matrix::dense(relu.output, relu.grad.rows, relu.grad.cols);
         for (r, row) in z.iter_mut().enumerate() {
             for (c, value) in row.iter_mut().enumerate() {
-                if relu.output != 0 && self.at(output, r as i64, c as i64) <= 0.0 {
+                if relu.output != 0 && at(&self.memory, output, r as i64, c as i64) <= 0.0 {
                     *value = 0.0;
                 }
             }
@@ -101,6 +111,14 @@ impl Machine {
     }
 }
 
+fn at(memory: &HashMap<usize, f64>, m: Matrix, r: i64, c: i64) -> f64 {
+    memory[&(m.data + 4 * (r * m.row_stride + c * m.col_stride) as usize)]
+}
+
+fn read(memory: &HashMap<usize, f64>, m: Matrix) -> Vec<Vec<f64>> {
+    (0..m.rows).map(|r| (0..m.cols).map(|c| at(memory, m, r, c)).collect()).collect()
+}
+
 fn transposed(a: &[Vec<f64>]) -> Vec<Vec<f64>> {
     (0..a[0].len()).map(|c| a.iter().map(|row| row[c]).collect()).collect()
 }
@@ -111,7 +129,8 @@ fn times(a: &[Vec<f64>], b: &[Vec<f64>]) -> Vec<Vec<f64>> {
 }
 
 const ROWS: i64 = 5;
-const WIDTHS: [i64; 5] = [8, 4, 12, 4, 3];
+/// The second of rows that are copied first, all but one.
+const WIDTHS: [[i64; 5]; 2] = [[8, 4, 12, 4, 3], [7, 5, 12, 1, 3]];
 
 struct Model {
     machine: Machine,
@@ -120,13 +139,13 @@ struct Model {
     wants: Vec<Vec<Vec<f64>>>,
 }
 
-fn model(keep: bool) -> Model {
+fn model(widths: [i64; 5], keep: bool) -> Model {
     let mut machine = Machine::default();
-    let input = machine.put(ROWS, WIDTHS[0], 0);
+    let input = machine.put(ROWS, widths[0], 0);
     let mut h = machine.read(input);
     let (mut layers, mut wants) = (vec![], vec![]);
-    for (i, pair) in WIDTHS.windows(2).enumerate() {
-        let last = i + 2 == WIDTHS.len();
+    for (i, pair) in widths.windows(2).enumerate() {
+        let last = i + 2 == widths.len();
         let weight = machine.put(pair[1], pair[0], i as i64 + 1);
         let bias = machine.put(1, pair[1], 3);
         let output = if keep || last { machine.room() } else { 0 };
@@ -145,8 +164,8 @@ fn model(keep: bool) -> Model {
 
 #[test]
 fn a_chain_computes_its_layers() {
-    for keep in [false, true] {
-        let Model { mut machine, input, layers, wants } = model(keep);
+    for (widths, keep) in WIDTHS.into_iter().flat_map(|w| [(w, false), (w, true)]) {
+        let Model { mut machine, input, layers, wants } = model(widths, keep);
         machine.run(&forward(input, &layers, 132).unwrap());
         for (layer, want) in layers.iter().zip(&wants).filter(|(layer, _)| layer.output != 0) {
             let got = Matrix::dense(layer.output, ROWS, layer.weight.rows);
@@ -157,13 +176,19 @@ fn a_chain_computes_its_layers() {
 
 #[test]
 fn a_chain_goes_back_through_its_layers() {
-    let Model { mut machine, input, layers, wants } = model(true);
+    for widths in WIDTHS {
+        goes_back(widths);
+    }
+}
+
+fn goes_back(widths: [i64; 5]) {
+    let Model { mut machine, input, layers, wants } = model(widths, true);
     machine.run(&forward(input, &layers, 132).unwrap());
-    let grad_output = machine.put(WIDTHS[4], ROWS, 2).transpose();
+    let grad_output = machine.put(widths[4], ROWS, 2).transpose();
     let on_the_way = machine.room();
     let mut back = vec![];
     for i in (0..layers.len()).rev() {
-        let front = i.checked_sub(1).map(|j| Matrix::dense(layers[j].output, ROWS, WIDTHS[i]));
+        let front = i.checked_sub(1).map(|j| Matrix::dense(layers[j].output, ROWS, widths[i]));
         back.push(LayerBackward {
             input: front.unwrap_or(input),
             weight: layers[i].weight,
@@ -186,14 +211,45 @@ fn a_chain_goes_back_through_its_layers() {
             }
         }
         let x = if i == 0 { machine.read(input) } else { wants[i - 1].clone() };
-        let (n, k) = (WIDTHS[i + 1], WIDTHS[i]);
+        let (n, k) = (widths[i + 1], widths[i]);
         let weight_grad = Matrix::dense(layer.grad_weight, n, k);
         assert_eq!(machine.read(weight_grad), times(&transposed(&grad), &x));
         let sums: Vec<f64> = transposed(&grad).iter().map(|column| column.iter().sum()).collect();
         assert_eq!(machine.read(Matrix::dense(layer.grad_bias, 1, n)), [sums]);
         grad = times(&grad, &machine.read(layers[i].weight));
     }
-    assert_eq!(machine.read(Matrix::dense(back[3].grad_input, ROWS, WIDTHS[0])), grad);
+    assert_eq!(machine.read(Matrix::dense(back[3].grad_input, ROWS, widths[0])), grad);
+}
+
+#[test]
+fn copies_come_first_and_only_where_rows_are_not_aligned() {
+    let pads = |chain: &Chain| {
+        let first = chain.jobs.iter().take_while(|job| matches!(job, Job::Pad(_))).count();
+        assert!(!matches!(chain.jobs[first], Job::Gemm(_)), "it fetches before it waits");
+        let rest = &chain.jobs[first..];
+        assert!(rest.iter().all(|job| !matches!(job, Job::Pad(_))));
+        first
+    };
+    for (widths, wanted) in WIDTHS.into_iter().zip([0, 3]) {
+        let Model { input, layers, .. } = model(widths, false);
+        assert_eq!(pads(&forward(input, &layers, 132).unwrap()), wanted, "{widths:?}");
+    }
+    // Rows of 8 from the middle of a storage.
+    let weight = Matrix::dense((1 << 20) + 4, 12, 8);
+    let layer = Layer { weight, bias: None, output: 1 << 22, relu: false };
+    let chain = forward(Matrix::dense(1 << 21, ROWS, 8), &[layer], 132).unwrap();
+    assert_eq!(pads(&chain), 1);
+    let back = LayerBackward {
+        input: Matrix::dense(1 << 21, ROWS, 8),
+        weight,
+        output: 1 << 22,
+        masked: 0,
+        grad_input: 1 << 23,
+        grad_weight: 1 << 24,
+        grad_bias: 0,
+    };
+    let chain = backward(Matrix::dense(1 << 25, ROWS, 12), &[back], 132).unwrap();
+    assert_eq!(pads(&chain), 1);
 }
 
 #[test]
@@ -217,12 +273,18 @@ fn what_nobody_wants_is_not_computed() {
 
 #[test]
 fn places_do_not_overlap() {
-    let Model { input, layers, .. } = model(false);
+    let Model { input, layers, .. } = model(WIDTHS[1], false);
     let chain = forward(input, &layers, 132).unwrap();
     let mut places: Vec<(usize, usize)> = vec![(chain.partial, chain.scratch_bytes)];
     for job in &chain.jobs {
-        if let Job::Gemm(gemm) = job {
-            places.push((gemm.image, gemm.image + image_bytes(gemm.left.cols, gemm.n)));
+        match job {
+            Job::Gemm(gemm) => {
+                places.push((gemm.image, gemm.image + image_bytes(gemm.left.cols, gemm.n)));
+            }
+            Job::Pad(pad) => {
+                places.push((pad.to, pad.to + (pad.from.rows * pad.ld) as usize * 4));
+            }
+            _ => {}
         }
     }
     places.sort_unstable();

@@ -9,9 +9,10 @@
 //! masks it writes.
 
 pub mod chain;
+pub mod jobs;
 pub mod tiling;
 
-pub use chain::{Chain, Job};
+pub use jobs::{Chain, Job};
 
 use self::tiling::{gemm_us, library_us, relu_us};
 use super::check::{alignment, Matrix, Settings};
@@ -78,6 +79,7 @@ fn predicted_us(chain: &Chain) -> (f64, f64) {
     let mut sum = (0.0, 0.0);
     for job in &chain.jobs {
         let (ours, library) = match job {
+            Job::Pad(pad) => (tiling::pad_us(pad.from.rows, pad.ld), 0.0),
             Job::Pack(pack) => (tiling::pack_us(pack.right.rows, pack.right.cols), 0.0),
             Job::Gemm(gemm) => {
                 let (m, n, k) = (gemm.left.rows, gemm.n, gemm.left.cols);
@@ -100,18 +102,28 @@ pub enum Order {
 }
 
 impl Order {
-    /// That of `left` [m, k] if the copy engine can read it: 16-byte alignment.
+    /// `left` [m, k] with its contiguous runs as rows, and the other way round.
+    fn runs(self, left: Matrix) -> Matrix {
+        match self {
+            Self::Rows => left,
+            Self::Columns => left.transpose(),
+        }
+    }
+
+    /// Elements from one contiguous run of `left` to the next.
     ///
     /// # Errors
-    /// A phrase.
-    pub fn of(left: Matrix) -> Result<(Self, i64), String> {
-        let fits = |m: Matrix| m.row_major_ld().filter(|ld| ld % 4 == 0);
-        let aligned = alignment(left.data) >= 16;
-        let by_rows = fits(left).map(|ld| (Self::Rows, ld));
-        by_rows
-            .or_else(|| fits(left.transpose()).map(|ld| (Self::Columns, ld)))
-            .filter(|_| aligned)
-            .ok_or_else(|| "rows are not 16-byte aligned".to_owned())
+    /// A phrase, if its runs are not contiguous.
+    fn ld(self, left: Matrix) -> Result<i64, String> {
+        self.runs(left).row_major_ld().ok_or_else(|| match self {
+            Self::Rows => "a weight's rows are not contiguous".to_owned(),
+            Self::Columns => "rows of a gradient's operand are not contiguous".to_owned(),
+        })
+    }
+
+    /// Whether the copy engine can read it: every run begins at a multiple of 16 bytes.
+    fn is_aligned(left: Matrix, ld: i64) -> bool {
+        ld % 4 == 0 && alignment(left.data) >= 16
     }
 }
 
@@ -152,6 +164,7 @@ mod tests {
         }
         assert!(wins(1024, &[784, 2048, 2048, 2048, 2048, 1000]));
         assert!(wins(65_536, &[256; 9]));
+        assert!(wins(2048, &[479, 1024, 1024, 512, 256, 1]), "rows that are copied");
         for (rows, widths) in [(1, vec![4096, 4096]), (64, vec![784, 256, 256, 10])] {
             assert!(!wins(rows, &widths), "{rows} {widths:?}");
             assert!(chosen(&forward(rows, &widths), Policy::Always).is_ok());
@@ -160,8 +173,10 @@ mod tests {
 
     #[test]
     fn says_why_not() {
-        let odd = chosen(&forward(512, &[37, 2048]), Policy::Always);
-        assert_eq!(odd.unwrap_err(), "rows are not 16-byte aligned");
+        let Work::Forward(input, mut layers) = forward(512, &[2048, 2048]) else { panic!() };
+        layers[0].weight = layers[0].weight.transpose();
+        let by_columns = chosen(&Work::Forward(input, layers), Policy::Always);
+        assert_eq!(by_columns.unwrap_err(), "a weight's rows are not contiguous");
         for settings in
             [Settings { math: Math::Tf32, ..SETTINGS }, Settings { dtype: Dtype::Bf16, ..SETTINGS }]
         {
@@ -173,10 +188,10 @@ mod tests {
         assert_eq!(small.unwrap_err(), "too small");
         let slow = chosen(&forward(256, &[784, 256, 256, 10]), Policy::WhereFaster);
         assert!(slow.unwrap_err().starts_with("predicted "));
-        let unaligned = Work::Backward(
+        let by_columns = Work::Backward(
             Matrix::dense(1 << 30, 1024, 2048),
             vec![LayerBackward {
-                input: Matrix::dense((1 << 20) + 4, 1024, 2048),
+                input: Matrix::dense(1 << 20, 2048, 1024).transpose(),
                 weight: Matrix::dense(1 << 25, 2048, 2048),
                 output: 1 << 21,
                 masked: 1 << 22,
@@ -185,18 +200,23 @@ mod tests {
                 grad_bias: 0,
             }],
         );
-        assert!(chosen(&unaligned, Policy::Always).unwrap_err().contains("aligned"));
+        assert!(chosen(&by_columns, Policy::Always).unwrap_err().contains("contiguous"));
     }
 
     #[test]
     fn the_order_is_that_of_memory() {
         let w = Matrix::dense(256, 6, 8);
-        assert_eq!(Order::of(w), Ok((Order::Rows, 8)));
-        assert_eq!(Order::of(w.transpose()), Ok((Order::Columns, 8)));
-        let padded = Matrix { row_stride: 12, ..w };
-        assert_eq!(Order::of(padded), Ok((Order::Rows, 12)));
-        assert!(Order::of(Matrix { row_stride: 9, ..w }).is_err());
-        assert!(Order::of(Matrix { row_stride: 16, col_stride: 2, ..w }).is_err());
-        assert!(Order::of(Matrix { data: 8, ..w }).is_err());
+        let ld = |order: Order, m: Matrix| order.ld(m).ok();
+        assert_eq!(ld(Order::Rows, w), Some(8));
+        assert_eq!(ld(Order::Columns, w), None);
+        assert_eq!(ld(Order::Columns, w.transpose()), Some(8));
+        assert_eq!(ld(Order::Rows, Matrix { row_stride: 9, ..w }), Some(9));
+        assert_eq!(ld(Order::Rows, Matrix { row_stride: 16, col_stride: 2, ..w }), None);
+        // One column by itself is stored both ways.
+        let column = Matrix::dense(256, 6, 1);
+        assert_eq!(ld(Order::Columns, column.transpose()), Some(1));
+        assert!(Order::is_aligned(w, 12));
+        assert!(!Order::is_aligned(w, 9));
+        assert!(!Order::is_aligned(Matrix { data: 8, ..w }, 8));
     }
 }

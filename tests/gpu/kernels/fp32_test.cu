@@ -1,6 +1,7 @@
 // The kernels of kernels/fp32_*.cu without LibTorch around them, for
 // compute-sanitizer: two layers forward, the second on the image that the first
-// makes, and the gradients of one, over tiles, splits, clusters and odd sizes;
+// makes, and the gradients of one, over tiles, splits, clusters and odd sizes,
+// whose operands are copied into aligned rows first;
 // compared with fp64 on the host.
 //
 //   nvcc -std=c++17 -gencode arch=compute_90a,code=sm_90a -I kernels
@@ -14,6 +15,7 @@
 
 #include "fp32_gemm.cu"
 #include "fp32_pack.cu"
+#include "fp32_pad.cu"
 #include "fp32_relu_backward.cu"
 
 namespace {
@@ -23,10 +25,27 @@ size_t image_bytes(int k, int n) {
   return static_cast<size_t>(up(k)) / 32 * up(n) * hypatia::kColumnBytes;
 }
 
-hypatia::TensorMap map_of(const float* data, int run, int runs, int box_runs) {
-  return boxes(data, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, sizeof(float), run, runs,
-               32, box_runs);
-}
+// A matrix in device memory, and a copy of it where its rows are not aligned.
+struct Aligned {
+  Aligned(const Buffer& from, int rows, int cols)
+      : rows(rows),
+        cols(cols),
+        ld((cols + 3) / 4 * 4),
+        copy(cols < ld ? sizeof(float) * rows * ld : 16),
+        data(cols < ld ? copy.floats() : from.floats()) {
+    if (cols == ld) return;
+    const Fp32PadParams p{from.floats(), data, cols, rows, cols, ld, 0};
+    fp32_pad<<<(rows * (ld / 4) + 255) / 256, 256>>>(p);
+    check(cudaGetLastError(), "fp32_pad");
+  }
+  hypatia::TensorMap map(int box_rows) const {
+    return boxes(data, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, sizeof(float), cols,
+                 rows, 32, box_rows, ld);
+  }
+  int rows, cols, ld;
+  Buffer copy;
+  float* data;
+};
 
 struct Tiling {
   int cols, splits, parts = 1;
@@ -38,22 +57,24 @@ struct Scratch {
   Scratch() { check(cudaMemset(tickets.data, 0, tickets.bytes), "memset"); }
 };
 
-// left is [m, k] row-major, or [k, m] for `columns`; d is [n, m].
-void gemm(const Buffer& left, bool columns, const Buffer& image, int m, int n,
+// `given`, on the left, is [m, k] row-major, or [k, m] for `columns`; d is [n,
+// m].
+void gemm(const Buffer& given, bool columns, const Buffer& image, int m, int n,
           int k, const Buffer* bias, bool relu, const Buffer* d,
           const Buffer* image_out, Tiling t, const Scratch& scratch) {
-  const auto map = columns ? map_of(left.floats(), m, k, 32)
-                           : map_of(left.floats(), k, m, 128);
+  const Aligned left(given, columns ? k : m, columns ? m : k);
+  const auto map = left.map(columns ? 32 : 128);
   const int rows = (m + 127) / 128;
   const int blocks = t.parts > 1 ? t.parts : rows > 1 ? 2 : 1;
   const int sharing = t.parts > 1 ? 1 : blocks;
   Fp32GemmParams p{};
-  p.image = image.data, p.left = left.floats();
+  p.image = image.data, p.left = left.data;
   p.bias = bias ? bias->floats() : nullptr, p.d = d ? d->floats() : nullptr;
   p.image_out = image_out ? image_out->data : nullptr;
   p.partial = scratch.partial.floats();
   p.tickets = static_cast<unsigned*>(scratch.tickets.data);
-  p.left_row = columns ? 1 : k, p.left_k = columns ? m : 1, p.d_col = m;
+  p.left_row = columns ? 1 : left.ld, p.left_k = columns ? left.ld : 1;
+  p.d_col = m;
   p.m = m, p.n = n, p.k = k, p.relu = relu, p.splits = t.splits, p.early = 1;
   p.parts = t.parts, p.row_tiles = (rows + sharing - 1) / sharing * sharing;
   p.col_tiles = (n + t.cols - 1) / t.cols;
@@ -202,7 +223,7 @@ int main() {
                          Tiling{64, 3}, Tiling{32, 2}}) {
     for (const auto& [rows, k, hidden, n] :
          {std::array{70, 100, 132, 7}, std::array{130, 128, 260, 129},
-          std::array{1, 96, 128, 300}}) {
+          std::array{1, 96, 128, 300}, std::array{97, 101, 131, 33}}) {
       failed += forward(rows, k, hidden, n, t);
       failed += backward(rows < 96 ? rows + 96 : rows, k, hidden, t, t.splits);
       ran += 2;

@@ -55,11 +55,11 @@ inline Matrix numbers(int rows, int cols, unsigned seed) {
   return m;
 }
 
-// `runs` runs of `run` elements without gaps, in boxes of 64 or 128 bytes of a
-// run, swizzled in as many.
+// `runs` runs of `run` elements, without gaps or one every `ld`, in boxes of 64
+// or 128 bytes of a run, swizzled in as many.
 inline hypatia::TensorMap boxes(const void* data, CUtensorMapDataType type,
                                 size_t size, int run, int runs, int box_run,
-                                int box_runs) {
+                                int box_runs, int ld = 0) {
   static const auto encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
@@ -70,7 +70,7 @@ inline hypatia::TensorMap boxes(const void* data, CUtensorMapDataType type,
   }();
   alignas(64) hypatia::TensorMap map;
   const cuuint64_t sizes[] = {cuuint64_t(run), cuuint64_t(runs)};
-  const cuuint64_t strides[] = {run * size};
+  const cuuint64_t strides[] = {(ld ? ld : run) * size};
   const cuuint32_t box[] = {cuuint32_t(box_run), cuuint32_t(box_runs)};
   const cuuint32_t steps[] = {1, 1};
   const CUresult result = encode(

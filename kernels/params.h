@@ -87,16 +87,16 @@ struct Fp32PackParams {
 };
 static_assert(sizeof(Fp32PackParams) == 40, "launch/params.rs says 40");
 
-struct Fp32PadParams {
-  const float* from;     // [rows, cols]
-  float* to;             // [rows, ld]
+struct PadRowsParams {
+  const void* from;      // [rows, cols]
+  void* to;              // [rows, ld]
   long long row_stride;  // of from, elements
   int rows;
   int cols;
-  int ld;  // a multiple of 4
+  int ld;  // whole packets of 16 bytes
   int reserved;
 };
-static_assert(sizeof(Fp32PadParams) == 40, "launch/params.rs says 40");
+static_assert(sizeof(PadRowsParams) == 40, "launch/params.rs says 40");
 
 struct Fp32ReluBackwardParams {
   const float* grad;      // [rows, cols], element strides below

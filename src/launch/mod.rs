@@ -32,6 +32,7 @@ pub mod lanes;
 pub mod modules;
 pub mod notice;
 pub mod own_chain;
+mod pad_rows;
 pub mod params;
 pub mod plan_file;
 pub mod product;

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{self, CUfunction, CUmodule};
 
 use super::cluster_mlp::ClusterMlpKernels;
 use super::fp32::Fp32Kernels;
+use super::pad_rows::PadRows;
 use super::small_mlp::SmallMlp;
 use super::tensor_chain::TensorChainKernels;
 use super::tensor_gemm::TensorGemm;
@@ -35,6 +36,8 @@ pub struct Modules {
     pub small_mlp: Result<SmallMlp, String>,
     /// `kernels/cluster_mlp.cu` and `cluster_fp32.cu`, or why none of them.
     pub cluster_mlp: Result<ClusterMlpKernels, String>,
+    /// `kernels/pad_rows.cu`, or why operands are read as they are.
+    pub pad_rows: Result<PadRows, String>,
     /// `kernels/fp32_*.cu`, or why cuBLASLt does all of strict fp32.
     pub fp32: Result<Fp32Kernels, String>,
     /// `kernels/tensor_gemm.cu`, or why cuBLASLt does all 16-bit products.
@@ -74,8 +77,16 @@ impl Modules {
         let (small_mlp, fp32) = (SmallMlp::load(capability), Fp32Kernels::load(capability));
         let (tensor_gemm, tensor_chain) =
             (TensorGemm::load(capability), TensorChainKernels::load(capability));
-        let cluster_mlp = ClusterMlpKernels::load(capability);
-        Self { relu_backward, missing, small_mlp, cluster_mlp, fp32, tensor_gemm, tensor_chain }
+        Self {
+            relu_backward,
+            missing,
+            small_mlp,
+            cluster_mlp: ClusterMlpKernels::load(capability),
+            pad_rows: PadRows::load(capability),
+            fp32,
+            tensor_gemm,
+            tensor_chain,
+        }
     }
 
     /// The function for a dtype, vectorized or for any strides.
@@ -188,7 +199,6 @@ mod tests {
             "fused_mlp",
             "fp32_gemm",
             "fp32_pack",
-            "fp32_pad",
             "fp32_relu_backward",
             "tensor_chain",
             "tensor_gemm",

@@ -29,7 +29,7 @@ impl<'a> OwnChain<'a> {
             return chosen.map(Self::Cluster);
         }
         if settings.is_strict_fp32() {
-            let chosen = ReadyChain::choose(&modules.fp32, settings, work, device.multiprocessors);
+            let chosen = ReadyChain::choose(modules, settings, work, device.multiprocessors);
             return chosen.map(Self::Fp32);
         }
         if work.lacks_hidden() {

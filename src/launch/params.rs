@@ -170,10 +170,10 @@ pub struct Fp32PackParams {
 
 const _: () = assert!(size_of::<Fp32PackParams>() == 40, "params.h says 40");
 
-/// See `kernels/fp32_pad.cu`.
+/// See `kernels/pad_rows.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Fp32PadParams {
+pub struct PadRowsParams {
     /// `[rows, cols]`.
     pub from: u64,
     /// `[rows, ld]`.
@@ -184,13 +184,13 @@ pub struct Fp32PadParams {
     pub rows: i32,
     /// Columns.
     pub cols: i32,
-    /// Elements from one row of `to` to the next, a multiple of 4.
+    /// Elements from one row of `to` to the next.
     pub ld: i32,
     /// 0.
     pub reserved: i32,
 }
 
-const _: () = assert!(size_of::<Fp32PadParams>() == 40, "params.h says 40");
+const _: () = assert!(size_of::<PadRowsParams>() == 40, "params.h says 40");
 
 /// See `kernels/fp32_relu_backward.cu`.
 #[repr(C)]
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(fields(&MlpParams::default()), declared("MlpParams"));
         assert_eq!(fields(&Fp32GemmParams::default()), declared("Fp32GemmParams"));
         assert_eq!(fields(&Fp32PackParams::default()), declared("Fp32PackParams"));
-        assert_eq!(fields(&Fp32PadParams::default()), declared("Fp32PadParams"));
+        assert_eq!(fields(&PadRowsParams::default()), declared("PadRowsParams"));
         assert_eq!(fields(&TensorGemmParams::default()), declared("TensorGemmParams"));
         assert_eq!(fields(&TensorChainLayer::default()), declared("TensorChainLayer"));
         assert_eq!(fields(&TensorChainParams::default()), declared("TensorChainParams"));

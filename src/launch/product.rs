@@ -9,9 +9,12 @@ use super::algorithm::Algorithm;
 use super::call::Call;
 use super::device::Device;
 use super::gemm::GemmPlan;
+use super::pad_rows::PadRows;
 use super::{kept_plans, tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;
 use crate::plan::layer::{GemmData, Stated};
+use crate::plan::pad::{padded, Padded};
+use crate::plan::policy::Policy;
 use crate::plan::problem::Gemm;
 use crate::plan::tuning::Tuning;
 
@@ -30,6 +33,8 @@ static PLANS_BY_GEMM: LazyLock<PlanCache<Gemm, Entry>> = LazyLock::new(|| PlanCa
 pub struct Product {
     stated: Stated,
     plan: Plan,
+    /// Operands whose rows are copied first; `stated` is on the copies.
+    copies: Option<Padded>,
 }
 
 enum Plan {
@@ -44,12 +49,14 @@ impl Product {
     /// # Errors
     /// When cuBLASLt has no algorithm.
     pub fn prepare(device: &Device, call: &Call, stated: Stated) -> Result<Self, Refusal> {
+        let copies = copies_of(device, call, &stated);
+        let stated = copies.map_or(stated, |copies| copies.stated);
         let Stated { gemm, data } = stated;
         let cached = PLANS_BY_GEMM.get(&gemm);
         if let Some(entry) = &cached {
             if entry.settled {
                 let plan = Plan::Cached(Arc::clone(entry));
-                return Ok(Self { stated, plan });
+                return Ok(Self { stated, plan, copies });
             }
         }
         let never = tune::refusal(&gemm);
@@ -66,7 +73,7 @@ impl Product {
                 (plan, _) => plan,
             },
         };
-        Ok(Self { stated, plan })
+        Ok(Self { stated, plan, copies })
     }
 
     /// Whether the first run times algorithms.
@@ -84,12 +91,13 @@ impl Product {
 
     /// Scratch bytes that a run may need.
     pub fn workspace_bytes(&self) -> usize {
-        match &self.plan {
+        let plan = match &self.plan {
             Plan::Cached(entry) => entry.plan.algorithm.workspace_bytes(),
             Plan::Untuned(plan) => {
                 plan.candidates.iter().map(Algorithm::workspace_bytes).max().unwrap_or(0)
             }
-        }
+        };
+        plan + self.copies.map_or(0, |copies| copies.bytes)
     }
 
     /// Puts the product on the call's stream; with `overlaps` it may begin while the
@@ -102,21 +110,38 @@ impl Product {
     /// When cuBLASLt reports one.
     pub unsafe fn run(self, device: &Device, call: &Call, overlaps: bool) -> Result<(), Refusal> {
         let stream = call.stream as CUstream;
-        let workspace = call.workspace.data + Workspace::TICKET_BYTES;
-        let Stated { gemm, data } = self.stated;
-        let entry = match self.plan {
+        let Self { stated: Stated { gemm, mut data }, plan, copies } = self;
+        // The copies come first, the rest is the algorithm's.
+        let scratch = call.workspace.data + Workspace::TICKET_BYTES;
+        let workspace = scratch + copies.map_or(0, |copies| copies.bytes);
+        if let Some(Padded { pads: [a, b], .. }) = copies {
+            data.a += if a.is_some() { scratch } else { 0 };
+            data.b += if b.is_some() { scratch } else { 0 };
+        }
+        // A copy of the weights is written by the kernel in front.
+        let overlaps = overlaps && copies.is_none();
+        let copy = || match (&copies, &device.modules.pad_rows) {
+            // SAFETY: sources are operands, copies have their place in the workspace.
+            (Some(copies), Ok(rows)) => unsafe { copies_first(rows, copies, scratch, stream) },
+            _ => Ok(()),
+        };
+        let launch = |entry: &Entry| {
+            let _turn = call.workspace.turn();
+            copy()?;
+            let GemmPlan { algorithm, .. } = &entry.plan;
+            // SAFETY: forwarded; the algorithm is the plan's own, or was among its
+            // candidates: it needs no more workspace than the largest of them.
+            unsafe { entry.plan.launch(device, algorithm, data, workspace, stream, overlaps) }
+        };
+        let entry = match plan {
             Plan::Cached(entry) => entry,
             Plan::Untuned(mut plan) => {
                 // Another layer of the same shape, or another thread, may have
                 // timed it meanwhile: timed twice it could be chosen otherwise.
                 if let Some(entry) = PLANS_BY_GEMM.get(&gemm).filter(|entry| entry.settled) {
-                    let _turn = call.workspace.turn();
-                    let GemmPlan { algorithm, .. } = &entry.plan;
-                    // SAFETY: forwarded; its algorithm was among `plan`'s candidates.
-                    return unsafe {
-                        entry.plan.launch(device, algorithm, data, workspace, stream, overlaps)
-                    };
+                    return launch(&entry);
                 }
+                copy()?;
                 // SAFETY: forwarded; `prepare` saw that nothing is captured.
                 let timed = unsafe { tune::fastest(device, &plan, data, workspace, stream) };
                 match timed {
@@ -134,14 +159,39 @@ impl Product {
                 PLANS_BY_GEMM.insert(gemm, Entry { plan: *plan, settled: true })
             }
         };
-        let _turn = call.workspace.turn();
-        // SAFETY: forwarded; a chosen algorithm needs no more workspace than
-        // the largest candidate.
-        unsafe {
-            let GemmPlan { algorithm, .. } = &entry.plan;
-            entry.plan.launch(device, algorithm, data, workspace, stream, overlaps)
-        }
+        launch(&entry)
     }
+}
+
+/// Copies that the product is better on. It is our kernel that is faster on them, once it
+/// has been timed.
+fn copies_of(device: &Device, call: &Call, stated: &Stated) -> Option<Padded> {
+    let modules = &device.modules;
+    let policy = modules.pad_rows.as_ref().ok()?.policy;
+    let copies = padded(stated, policy, device.multiprocessors)?;
+    let gemm = &copies.stated.gemm;
+    let timed = || PLANS_BY_GEMM.get(gemm).is_some_and(|entry| entry.settled);
+    let pays = modules.tensor_gemm.is_ok()
+        && (timed() || tune::refusal(gemm).is_none() && !call.capturing());
+    (policy == Policy::Always || pays).then_some(copies)
+}
+
+/// Puts the copies of a product's operands on `stream`.
+///
+/// # Safety
+/// As for [`PadRows::launch`].
+unsafe fn copies_first(
+    rows: &PadRows,
+    copies: &Padded,
+    scratch: usize,
+    stream: CUstream,
+) -> Result<(), Refusal> {
+    log_line(|| format!("{}: on copies in rows of 16 bytes", copies.stated.gemm));
+    for (i, pad) in copies.pads.iter().flatten().enumerate() {
+        // SAFETY: forwarded.
+        unsafe { rows.launch(pad, scratch, stream, i > 0) }?;
+    }
+    Ok(())
 }
 
 /// A plan that follows what another process timed, else one to be timed.

@@ -17,6 +17,7 @@ pub mod fp32;
 pub mod kept;
 pub mod layer;
 pub mod operands;
+pub mod pad;
 pub mod policy;
 pub mod problem;
 pub mod relu_grid;

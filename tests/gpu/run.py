@@ -97,6 +97,16 @@ def python_tests_again():
             HYPATIA_TUNE="0",
         ),
         unittests(
+            "rows copied wherever they are not aligned",
+            "test_numbers", "test_chains",
+            HYPATIA_PAD_ROWS="1",
+            HYPATIA_ONE_LAUNCH="0",
+            HYPATIA_CLUSTER_MLP="0",
+            HYPATIA_TENSOR_CHAIN="0",
+            HYPATIA_FP32="ieee",
+            HYPATIA_TUNE="0",
+        ),
+        unittests(
             "chains of every size that fits by clusters",
             "test_numbers", "test_chains", "test_cluster_mlp",
             HYPATIA_CLUSTER_MLP="1",

@@ -4,22 +4,26 @@ use cudarc::driver::sys::CUstream;
 
 use super::super::call::Call;
 use super::super::kernel::Shape;
-use super::super::params::{Fp32GemmParams, Fp32PackParams, Fp32PadParams, Fp32ReluBackwardParams};
+use super::super::modules::Modules;
+use super::super::pad_rows::PadRows;
+use super::super::params::{Fp32GemmParams, Fp32PackParams, Fp32ReluBackwardParams};
 use super::super::product::{log_line, logging};
 use super::super::tensor_map::Boxes;
 use super::super::{Refusal, Workspace};
 use super::kernels::SHARED_BYTES;
 use super::Fp32Kernels;
 use crate::plan::check::Settings;
-use crate::plan::fp32::jobs::{Gemm, Pack, Pad, ReluBackward};
+use crate::plan::fp32::jobs::{Gemm, Pack, ReluBackward};
 use crate::plan::fp32::tiling::{DEPTH, ROWS, THREADS};
 use crate::plan::fp32::{self, Chain, Job, Order};
 use crate::plan::layer::Work;
+use crate::plan::pad::Pad;
 use crate::plan::problem::Dtype;
 
 /// A chain that is decided but not launched.
 pub struct ReadyChain<'a> {
     kernels: &'a Fp32Kernels,
+    pad_rows: Result<&'a PadRows, &'a String>,
     chain: Chain,
 }
 
@@ -30,17 +34,24 @@ const SMALL_THREADS: u32 = 256;
 impl<'a> ReadyChain<'a> {
     /// `None` if cuBLASLt does the work.
     pub fn choose(
-        kernels: &'a Result<Fp32Kernels, String>,
+        modules: &'a Modules,
         settings: Settings,
         work: &Work,
         multiprocessors: i64,
     ) -> Option<Self> {
-        let kernels = kernels.as_ref().ok().filter(|kernels| !kernels.gave_up())?;
+        let kernels = modules.fp32.as_ref().ok().filter(|kernels| !kernels.gave_up())?;
+        let pad_rows = modules.pad_rows.as_ref();
         let chain = fp32::choose(settings, work, multiprocessors, kernels.policy);
         if let (true, Err(reason)) = (logging(), &chain) {
             log_line(|| format!("fp32 by cuBLASLt: {reason}"));
         }
-        Some(Self { kernels, chain: chain.ok()? })
+        let chain = chain.ok()?;
+        let pads = chain.jobs.iter().any(|job| matches!(job, Job::Pad(_)));
+        if let (true, Err(reason)) = (pads, pad_rows) {
+            log_line(|| format!("fp32 by cuBLASLt: rows are not aligned, {reason}"));
+            return None;
+        }
+        Some(Self { kernels, pad_rows, chain })
     }
 
     /// Scratch bytes behind the tickets.
@@ -64,7 +75,7 @@ impl<'a> ReadyChain<'a> {
         unsafe { call.workspace.clear_if_private(call.stream as CUstream) }?;
         for (index, job) in self.chain.jobs.iter().enumerate() {
             // The first waits for whatever made the operands.
-            let on = On { kernels: self.kernels, call, overlaps: index > 0, chain: &self.chain };
+            let on = On { ready: self, call, overlaps: index > 0 };
             // SAFETY: forwarded.
             unsafe {
                 match job {
@@ -86,10 +97,9 @@ impl<'a> ReadyChain<'a> {
 
 /// Where one job goes.
 struct On<'a> {
-    kernels: &'a Fp32Kernels,
+    ready: &'a ReadyChain<'a>,
     call: &'a Call,
     overlaps: bool,
-    chain: &'a Chain,
 }
 
 impl On<'_> {
@@ -113,20 +123,11 @@ impl On<'_> {
     /// # Safety
     /// As for [`ReadyChain::launch`].
     unsafe fn pad(&self, pad: &Pad) -> Result<(), Refusal> {
-        let params = Fp32PadParams {
-            from: pad.from.data as u64,
-            to: self.place(pad.to),
-            row_stride: pad.from.row_stride,
-            rows: pad.from.rows as i32,
-            cols: pad.from.cols as i32,
-            ld: pad.ld as i32,
-            reserved: 0,
-        };
-        let shape = self.small((pad.blocks, 1));
-        let arguments = [(&raw const params).cast_mut().cast()];
-        // SAFETY: as in `pack`; the copy has its place in the workspace.
-        unsafe { shape.launch(self.kernels.pad, self.call.stream as CUstream, arguments) }
-            .map_err(|error| Refusal::driver("launching fp32_pad", error))
+        let rows = self.ready.pad_rows.map_err(|reason| Refusal::by_design(reason.clone()))?;
+        let (scratch, stream) = (self.place(0) as usize, self.call.stream as CUstream);
+        // SAFETY: the caller vouches for the matrix; the copy has its place in the
+        // workspace.
+        unsafe { rows.launch(pad, scratch, stream, self.overlaps) }
     }
 
     /// # Safety
@@ -148,7 +149,11 @@ impl On<'_> {
         // is held to params.h by a test); the caller vouches for the matrix, and
         // the image has its place in the workspace (plan::fp32::chain).
         unsafe {
-            shape.launch(self.kernels.pack(pack.order), self.call.stream as CUstream, arguments)
+            shape.launch(
+                self.ready.kernels.pack(pack.order),
+                self.call.stream as CUstream,
+                arguments,
+            )
         }
         .map_err(|error| Refusal::driver("launching fp32_pack", error))
     }
@@ -171,7 +176,7 @@ impl On<'_> {
             d: gemm.output as u64,
             image_out: gemm.image_out.map_or(0, |image| self.place(image)),
             left: data as u64,
-            partial: self.place(self.chain.partial),
+            partial: self.place(self.ready.chain.partial),
             tickets: self.call.workspace.data as u64,
             left_row: left.row_stride,
             left_k: left.col_stride,
@@ -197,7 +202,7 @@ impl On<'_> {
             overlaps: self.overlaps,
             cooperates: false,
         };
-        let function = self.kernels.gemm(gemm.order, tiling.shape);
+        let function = self.ready.kernels.gemm(gemm.order, tiling.shape);
         let arguments = [(&raw const map).cast_mut().cast(), (&raw const params).cast_mut().cast()];
         // SAFETY: as in `pack`; extents and alignment are those the kernel takes
         // (plan::fp32), shared memory what its ring needs (kernels.rs).
@@ -216,7 +221,7 @@ impl On<'_> {
             over_cols: image(relu.over_cols),
             over_rows: image(relu.over_rows),
             bias_grad: relu.bias_grad as u64,
-            partial: self.place(self.chain.partial),
+            partial: self.place(self.ready.chain.partial),
             tickets: self.call.workspace.data as u64,
             grad_row_stride: grad.row_stride,
             grad_col_stride: grad.col_stride,
@@ -225,7 +230,7 @@ impl On<'_> {
             cols: grad.cols as i32,
         };
         let arguments = [(&raw const params).cast_mut().cast()];
-        let (function, stream) = (self.kernels.relu_backward, self.call.stream as CUstream);
+        let (function, stream) = (self.ready.kernels.relu_backward, self.call.stream as CUstream);
         // SAFETY: as in `pack`; the grid covers rows and columns (plan::fp32::chain).
         unsafe { self.small(relu.grid).launch(function, stream, arguments) }
             .map_err(|error| Refusal::driver("launching fp32_relu_backward", error))

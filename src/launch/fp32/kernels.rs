@@ -18,7 +18,6 @@ pub(super) const SHARED_BYTES: u32 = (221 << 10) + 512;
 pub struct Fp32Kernels {
     gemm: [[CUfunction; COLS.len()]; 2],
     pack: [CUfunction; 2],
-    pub(super) pad: CUfunction,
     pub(super) relu_backward: CUfunction,
     /// When to use them.
     pub policy: Policy,
@@ -50,9 +49,9 @@ impl Fp32Kernels {
             }
             pack[order] = packs.function(format!("fp32_pack_{name}"))?;
         }
-        let alone = |name: &str| Module::load(name, capability)?.function(name.to_owned());
-        let (pad, relu_backward) = (alone("fp32_pad")?, alone("fp32_relu_backward")?);
-        Ok(Self { gemm, pack, pad, relu_backward, policy, failed: AtomicBool::new(false) })
+        let masks = Module::load("fp32_relu_backward", capability)?;
+        let relu_backward = masks.function("fp32_relu_backward".to_owned())?;
+        Ok(Self { gemm, pack, relu_backward, policy, failed: AtomicBool::new(false) })
     }
 
     /// The product whose left operand is of that order.

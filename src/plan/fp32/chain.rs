@@ -1,11 +1,12 @@
 //! From the layers of a call to the kernels that do them, with places in scratch
 //! memory for what passes between them.
 
-use super::super::check::Matrix;
-use super::super::div_ceil;
+use super::super::check::{alignment, Matrix};
 use super::super::layer::{Layer, LayerBackward};
+use super::super::pad::{is_aligned, Pad};
+use super::super::problem::Dtype;
 use super::super::relu_grid::TICKETS;
-use super::jobs::{Chain, Gemm, Job, Pack, Pad, ReluBackward};
+use super::jobs::{Chain, Gemm, Job, Pack, ReluBackward};
 use super::tiling::{image_bytes, padded, Tiling, DEPTH};
 use super::Order;
 
@@ -22,8 +23,6 @@ impl Scratch {
 }
 
 const MAX_EXTENT: i64 = i32::MAX as i64 / 2;
-/// Of a block of `fp32_pad`; each copies 16 bytes.
-const PAD_THREADS: i64 = 256;
 
 /// A chain that is being stated.
 struct Draft {
@@ -52,7 +51,7 @@ impl Draft {
     ) -> Result<Gemm, String> {
         checked(left.rows, n, left.cols)?;
         let mut ld = order.ld(left)?;
-        let padded = !Order::is_aligned(left, ld);
+        let padded = !is_aligned(alignment(left.data), ld, Dtype::F32.size());
         let left = if padded { self.pad(left, order)? } else { left };
         if padded {
             ld = order.ld(left)?;
@@ -64,16 +63,10 @@ impl Draft {
 
     /// The copy of `left`.
     fn pad(&mut self, left: Matrix, order: Order) -> Result<Matrix, String> {
-        let from = order.runs(left);
-        let ld = div_ceil(from.cols, 4) * 4;
-        let blocks = div_ceil(from.rows.saturating_mul(ld / 4), PAD_THREADS);
-        if blocks > i64::from(i32::MAX) {
-            return Err(format!("a copy of {} x {ld} is more than a grid has", from.rows));
-        }
-        let bytes = blocks as usize * PAD_THREADS as usize * 16;
-        let to = self.scratch.take(bytes);
-        self.pads.push(Job::Pad(Pad { from, to, ld, blocks }));
-        Ok(order.runs(Matrix { data: to, row_stride: ld, col_stride: 1, ..from }))
+        let pad = Pad::new(order.runs(left), Dtype::F32.size(), self.scratch.0)?;
+        self.scratch.take(pad.bytes());
+        self.pads.push(Job::Pad(pad));
+        Ok(order.runs(pad.copy()))
     }
 
     fn chain(self) -> Result<Chain, String> {

@@ -45,8 +45,7 @@ impl Machine {
     }
 
     fn copy(&mut self, pad: Pad) {
-        assert!(pad.ld % 4 == 0 && pad.to % 16 == 0 && pad.ld >= pad.from.cols);
-        assert!(pad.blocks * PAD_THREADS * 4 >= pad.from.rows * pad.ld);
+        assert!(is_aligned(alignment(pad.to), pad.ld, 4));
         for (r, row) in self.read(pad.from).iter().enumerate() {
             for (c, value) in row.iter().enumerate() {
                 self.copies.insert(pad.to + 4 * (r * pad.ld as usize + c), *value);
@@ -55,7 +54,7 @@ impl Machine {
     }
 
     fn multiply(&mut self, gemm: Gemm) {
-        assert!(gemm.ld % 4 == 0 && gemm.left.data % 16 == 0);
+        assert!(is_aligned(alignment(gemm.left.data), gemm.ld, 4));
         let memory = if gemm.padded { &self.copies } else { &self.memory };
         let left = read(memory, gemm.left);
         let right = self.images[&gemm.image].clone();

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::super::check::Matrix;
+use super::super::pad::Pad;
 use super::tiling::{Tiling, COLS};
 use super::Order;
 
@@ -20,7 +21,7 @@ pub struct Chain {
 /// One kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Job {
-    /// `kernels/fp32_pad.cu`.
+    /// `kernels/pad_rows.cu`.
     Pad(Pad),
     /// `kernels/fp32_pack.cu`.
     Pack(Pack),
@@ -28,20 +29,6 @@ pub enum Job {
     Gemm(Gemm),
     /// `kernels/fp32_relu_backward.cu`.
     ReluBackward(ReluBackward),
-}
-
-/// A copy of `from`, whose rows are contiguous but do not all start at a multiple of
-/// 16 bytes, in rows that do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pad {
-    /// What is copied.
-    pub from: Matrix,
-    /// Where it goes.
-    pub to: usize,
-    /// Elements from one row of the copy to the next.
-    pub ld: i64,
-    /// Of the kernel.
-    pub blocks: i64,
 }
 
 /// The image of `right [k, n]`, for a product whose left operand has that order.

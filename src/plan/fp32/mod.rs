@@ -15,7 +15,7 @@ pub mod tiling;
 pub use jobs::{Chain, Job};
 
 use self::tiling::{gemm_us, library_us, relu_us};
-use super::check::{alignment, Matrix, Settings};
+use super::check::{Matrix, Settings};
 use super::layer::Work;
 use super::policy::Policy;
 
@@ -79,7 +79,7 @@ fn predicted_us(chain: &Chain) -> (f64, f64) {
     let mut sum = (0.0, 0.0);
     for job in &chain.jobs {
         let (ours, library) = match job {
-            Job::Pad(pad) => (tiling::pad_us(pad.from.rows, pad.ld), 0.0),
+            Job::Pad(pad) => (pad.us(), 0.0),
             Job::Pack(pack) => (tiling::pack_us(pack.right.rows, pack.right.cols), 0.0),
             Job::Gemm(gemm) => {
                 let (m, n, k) = (gemm.left.rows, gemm.n, gemm.left.cols);
@@ -119,11 +119,6 @@ impl Order {
             Self::Rows => "a weight's rows are not contiguous".to_owned(),
             Self::Columns => "rows of a gradient's operand are not contiguous".to_owned(),
         })
-    }
-
-    /// Whether the copy engine can read it: every run begins at a multiple of 16 bytes.
-    fn is_aligned(left: Matrix, ld: i64) -> bool {
-        ld % 4 == 0 && alignment(left.data) >= 16
     }
 }
 
@@ -215,8 +210,5 @@ mod tests {
         // One column by itself is stored both ways.
         let column = Matrix::dense(256, 6, 1);
         assert_eq!(ld(Order::Columns, column.transpose()), Some(1));
-        assert!(Order::is_aligned(w, 12));
-        assert!(!Order::is_aligned(w, 9));
-        assert!(!Order::is_aligned(Matrix { data: 8, ..w }, 8));
     }
 }

@@ -149,12 +149,6 @@ pub fn pack_us(k: i64, n: i64) -> f64 {
     1.5 + 10.0 * (k * n) as f64 / 2.6e6
 }
 
-/// µs of copying rows into rows of `ld`: 4 bytes read and 4 written of each value.
-#[must_use]
-pub fn pad_us(rows: i64, ld: i64) -> f64 {
-    1.5 + 8.0 * (rows * ld) as f64 / 2.6e6
-}
-
 /// µs of masking a gradient: our kernel, which writes two images, and the one
 /// that feeds SGEMM.
 #[must_use]

@@ -15,8 +15,8 @@
 
 #include "fp32_gemm.cu"
 #include "fp32_pack.cu"
-#include "fp32_pad.cu"
 #include "fp32_relu_backward.cu"
+#include "pad_rows.cu"
 
 namespace {
 
@@ -34,9 +34,9 @@ struct Aligned {
         copy(cols < ld ? sizeof(float) * rows * ld : 16),
         data(cols < ld ? copy.floats() : from.floats()) {
     if (cols == ld) return;
-    const Fp32PadParams p{from.floats(), data, cols, rows, cols, ld, 0};
-    fp32_pad<<<(rows * (ld / 4) + 255) / 256, 256>>>(p);
-    check(cudaGetLastError(), "fp32_pad");
+    const PadRowsParams p{from.floats(), data, cols, rows, cols, ld, 0};
+    pad_rows_4<<<(rows * (ld / 4) + 255) / 256, 256>>>(p);
+    check(cudaGetLastError(), "pad_rows");
   }
   hypatia::TensorMap map(int box_rows) const {
     return boxes(data, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, sizeof(float), cols,

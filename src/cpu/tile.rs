@@ -48,9 +48,6 @@ pub struct Factors {
     pub depth: usize,
     /// Behind them half a step: the first of a pair alone (pairs in rows only).
     pub half: bool,
-    /// What is read soon, if it is known: brought to the second-level cache meanwhile, by
-    /// AVX-512's tile alone. Need not be valid.
-    pub soon: *const u8,
     /// Where the sums go in the end, if it is known.
     pub target: Option<Target>,
 }

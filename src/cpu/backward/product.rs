@@ -219,10 +219,8 @@ impl Product {
             if !in_place {
                 copy(self.isa, from, self.right.stride, steps.len(), columns.len(), own);
             }
-            let left = |index| self.left_factor(index, steps.start);
-            let last = tiles.end - 1;
             for index in tiles {
-                let (p, row, step) = left(index);
+                let (p, row, step) = self.left_factor(index, steps.start);
                 for first in (0..columns.len()).step_by(LANES) {
                     let lanes = (columns.len() - first).min(LANES);
                     let factors = Factors {
@@ -236,10 +234,6 @@ impl Product {
                         },
                         depth: steps.len(),
                         half: false,
-                        soon: match first == 0 && index < last {
-                            true => left(index + 1).0,
-                            false => std::ptr::null(),
-                        },
                         target: None,
                     };
                     let begin = columns.start + first;

@@ -18,12 +18,6 @@ use super::{part, Kernels, Layer};
 /// Steps of the input that a task turns: whole depths of AMX, whatever the planes.
 const TURNED: usize = 288;
 
-/// Bytes of a weight from which on its rows are left to the CPU's own prefetching: those
-/// that a tile fetched for the next one would wait for memory in front of its own lanes
-/// (1024-4096x6-1000 on 512 rows 0.96 of eager's speed with it, 1.05 without; 2048x5-1000
-/// 1.02 and 1.05; 1000-2000 on 512 rows 1.09 and 1.05).
-const FAR: usize = 16 << 20;
-
 pub struct Chain {
     kernels: Kernels,
     input: Matrix,
@@ -273,8 +267,6 @@ impl Chain {
         // SAFETY: columns and panels of the layer; `own` has room for the columns.
         unsafe {
             let (p, row) = self.factors(&layer.weight, &columns, own);
-            let first = chunk.start;
-            let soon = self.soon(index, columns.end);
             for panel in chunk {
                 let width = width(rows.len(), panel);
                 let factors = Factors {
@@ -285,26 +277,12 @@ impl Chain {
                     v_step: width,
                     depth: if math == Math::Dot { k / 2 } else { k },
                     half: math == Math::Dot && k % 2 == 1,
-                    soon: if panel == first { soon } else { std::ptr::null() },
                     target: None,
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
                 let place = Place { panel, column: columns.start, columns: columns.len() };
                 finish::tile(isa, &to, place, &mut sums);
             }
-        }
-    }
-
-    /// Where the weight's rows from `row` on lie, or behind the last one the next
-    /// layer's: what is read next, or some of it. Null for a weight that comes from afar.
-    fn soon(&self, layer: usize, row: usize) -> *const u8 {
-        let (layer, row) =
-            if row < self.layers[layer].weight.rows { (layer, row) } else { (layer + 1, 0) };
-        match self.layers.get(layer).map(|layer| &layer.weight) {
-            Some(weight) if bytes(weight) < FAR => {
-                weight.data.wrapping_add(row * weight.stride * weight.element.size())
-            }
-            _ => std::ptr::null(),
         }
     }
 

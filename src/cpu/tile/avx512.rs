@@ -4,13 +4,15 @@ use std::arch::x86_64::*;
 
 use super::{Factors, Sums, Target};
 
-/// Steps that the lanes' factors are fetched ahead: they stream from the second or
-/// third level, and the CPU's own prefetching stops at every page.
+/// Steps that the lanes' factors are fetched ahead, and those of rows beside each other: they
+/// stream from the second or third level, and the CPU's own prefetching stops at every page.
 const AHEAD: usize = 32;
 
-/// Bytes of what is read soon that are fetched with each step: a tile's rows have
-/// 56 of a step.
-const SOON: usize = 64;
+/// The same of rows that lie apart, in bytes: one row's line with each step. Rows that are a
+/// multiple of 4 KiB apart end their pages all at once.
+const ROW_AHEAD: usize = 256;
+/// Steps of a row's line.
+const LINE: usize = 16;
 
 /// One function for each number of rows, vectors and way through `p`, chosen from
 /// a table: the sums are in registers only if their number is a constant.
@@ -40,8 +42,7 @@ macro_rules! avx512 {
             let row = if COLUMNS { 4 } else { factors.row };
             let step = if COLUMNS { factors.step } else { 4 };
             let (mut p, mut v) = (factors.p, factors.v);
-            // A prefetch of an address without memory costs a walk through the page tables.
-            let mut soon = if factors.soon.is_null() { factors.v.cast() } else { factors.soon };
+            let mut turn = 0;
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
@@ -49,8 +50,12 @@ macro_rules! avx512 {
                 macro_rules! go {
                     ($steps:expr) => {
                         for _ in 0..$steps {
-                            _mm_prefetch::<_MM_HINT_T1>(soon.cast());
-                            soon = soon.wrapping_add(SOON);
+                            let ahead = match COLUMNS {
+                                true => AHEAD * step,
+                                false => ROW_AHEAD + turn.min(M - 1) * row,
+                            };
+                            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+                            turn = (turn + 1) % LINE;
                             let b: [__m512; N] =
                                 std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
                             for n in 0..N {

@@ -52,7 +52,6 @@ impl Case {
             v_step: LANES,
             depth: self.depth,
             half: false,
-            soon: std::ptr::null(),
             target,
         };
         // SAFETY: the vectors have the sizes that the factors state, the target room.
@@ -145,7 +144,6 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             v_step: LANES,
             depth: k / 2,
             half: k % 2 == 1,
-            soon: std::ptr::null(),
             target: None,
         };
         for isa in [Isa::Scalar, Isa::Avx512] {

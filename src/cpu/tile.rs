@@ -50,6 +50,8 @@ pub struct Factors {
     pub half: bool,
     /// Where the sums go in the end, if it is known.
     pub target: Option<Target>,
+    /// Bias and ReLU, in fp32 where [`Then::is_of`] says so.
+    pub then: Then,
 }
 
 /// Where a tile's sums go in the end: most often it is in no cache, and AVX-512's tile
@@ -63,6 +65,26 @@ pub struct Target {
     /// Whether the tile stores all its lanes there, minus zero as zero, and none in `Sums`
     /// (not the scalar one).
     pub stores: bool,
+}
+
+/// What becomes of a tile's sums before they leave the registers.
+#[derive(Debug, Clone, Copy)]
+pub struct Then {
+    /// Added to the sums of each row; null for nothing.
+    pub bias: *const f32,
+    /// Whether a ReLU follows.
+    pub relu: bool,
+}
+
+impl Then {
+    /// Nothing.
+    pub const NOTHING: Self = Self { bias: std::ptr::null(), relu: false };
+
+    /// Whether a tile can do it: AVX-512's alone.
+    #[must_use]
+    pub fn is_of(isa: Isa, math: Math) -> bool {
+        (isa, math) == (Isa::Avx512, Math::Fma)
+    }
 }
 
 impl Factors {
@@ -119,6 +141,7 @@ pub unsafe fn run(
 ) {
     debug_assert!((1..=most_rows(isa)).contains(&rows) && (lanes == 16 || lanes == LANES));
     debug_assert!(factors.row == 4 || factors.step == 4);
+    debug_assert!(Then::is_of(isa, math) || factors.then.bias.is_null() && !factors.then.relu);
     debug_assert!(isa != Isa::Scalar || !factors.target.is_some_and(|target| target.stores));
     // SAFETY: forwarded.
     unsafe {

@@ -11,7 +11,7 @@ use crate::cpu::element::Element;
 use crate::cpu::isa::Isa;
 use crate::cpu::panels::{self, Matrix, VECTOR};
 use crate::cpu::scratch::Scratch;
-use crate::cpu::tile::{self, most_rows, Factors, Math, Sums};
+use crate::cpu::tile::{self, most_rows, Factors, Math, Sums, Then};
 
 /// A panel of the right factor in two or three planes.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +126,7 @@ unsafe fn again(left: &Left, rows: usize, panel: &Panel, sums: &mut Sums) {
                 depth: k,
                 half: false,
                 target: None,
+                then: Then::NOTHING,
             };
             let mut exact = Sums::new();
             tile::run(isa, Math::Fma, part.len(), width, &factors, &mut exact);

@@ -10,7 +10,7 @@ use super::super::element::Element;
 use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
-use super::super::tile::{self, few_rows, Factors, Math, Sums, Target, LANES};
+use super::super::tile::{self, few_rows, Factors, Math, Sums, Target, Then, LANES};
 use super::columns::WIDTH;
 use super::memory::{copy, Store};
 use super::tile_range;
@@ -235,6 +235,7 @@ impl Product {
                         depth: steps.len(),
                         half: false,
                         target: None,
+                        then: Then::NOTHING,
                     };
                     let begin = columns.start + first;
                     let columns = begin..begin + lanes;

@@ -25,7 +25,10 @@ pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
             }
         } else {
             let bias = biases(finish, place);
-            for (i, sums) in sums.0.iter_mut().enumerate().take(place.columns) {
+            // The tile has done all that fp32 needs.
+            let done = finish.element == Element::F32 && bias.is_none() && !finish.relu;
+            let columns = if done { 0 } else { place.columns };
+            for (i, sums) in sums.0.iter_mut().enumerate().take(columns) {
                 for n in 0..vectors {
                     let at = sums.as_mut_ptr().add(VECTOR * n);
                     let bias = bias.as_ref().map(|bias| bias[i]);

@@ -10,7 +10,7 @@ use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
 use super::super::panels::{self, count, steps, width, words, Matrix};
 use super::super::scratch::Scratch;
-use super::super::tile::{self, Factors, Math, Sums, LANES};
+use super::super::tile::{self, Factors, Math, Sums, Target, Then, LANES};
 use super::amx;
 use super::blocks::{padded_words, tile_rows, Division, Grid};
 use super::{part, Kernels, Layer};
@@ -243,7 +243,7 @@ impl Chain {
         } else {
             layer.output.wrapping_add(rows.start * n * element.size())
         };
-        let to = Finish {
+        let mut to = Finish {
             element,
             bias: layer.bias,
             relu: layer.relu,
@@ -262,6 +262,17 @@ impl Chain {
             unsafe { task.run(self.memory, own.cast()) };
             return;
         }
+        // What the tile does to its sums in registers, and where they go from there: a
+        // hidden result that nobody else wants right into the next layer's panels.
+        let in_registers = Then::is_of(isa, math) && element == Element::F32;
+        let then = match in_registers {
+            true => Then { bias: to.bias.cast(), relu: to.relu },
+            false => Then::NOTHING,
+        };
+        let direct = then.relu && !to.panels.is_null() && to.output.is_null();
+        if in_registers {
+            (to.bias, to.relu) = (std::ptr::null(), false);
+        }
         let all = steps(math, k);
         let mut sums = Sums::new();
         // SAFETY: columns and panels of the layer; `own` has room for the columns.
@@ -277,11 +288,21 @@ impl Chain {
                     v_step: width,
                     depth: if math == Math::Dot { k / 2 } else { k },
                     half: math == Math::Dot && k % 2 == 1,
-                    target: None,
+                    target: direct.then(|| Target {
+                        at: to.panels.add(panel * LANES * n + columns.start * width),
+                        stride: width,
+                        stores: true,
+                    }),
+                    then: match then.bias.is_null() {
+                        true => then,
+                        false => Then { bias: then.bias.add(columns.start), ..then },
+                    },
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
-                let place = Place { panel, column: columns.start, columns: columns.len() };
-                finish::tile(isa, &to, place, &mut sums);
+                if !direct {
+                    let place = Place { panel, column: columns.start, columns: columns.len() };
+                    finish::tile(isa, &to, place, &mut sums);
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx512::passes_relu;
 use super::{Factors, Sums, Target};
 
 /// Steps that the lanes' factors are fetched ahead, and those of rows beside each other: they
@@ -95,12 +96,19 @@ macro_rules! avx512 {
                         }
                     }
                 }
-                let to = factors.destination(sums);
-                let zero = _mm512_setzero_ps();
+                let (to, then) = (factors.destination(sums), factors.then);
                 for (m, acc) in acc.iter().enumerate() {
+                    let bias = match then.bias.is_null() {
+                        true => _mm512_setzero_ps(),
+                        false => _mm512_set1_ps(*then.bias.add(m)),
+                    };
                     for (n, acc) in acc.iter().enumerate() {
                         // A product that underflows leaves -0 in an FMA, 0 in a sum.
-                        let sum = if to.stores { _mm512_add_ps(zero, *acc) } else { *acc };
+                        let as_it_is = then.bias.is_null() && !to.stores;
+                        let mut sum = if as_it_is { *acc } else { _mm512_add_ps(*acc, bias) };
+                        if then.relu {
+                            sum = _mm512_maskz_mov_ps(passes_relu(sum), sum);
+                        }
                         _mm512_storeu_ps(to.at.add(m * to.stride + 16 * n), sum);
                     }
                 }

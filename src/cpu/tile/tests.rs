@@ -38,11 +38,11 @@ impl Case {
 
     fn run(&self, isa: Isa) -> Sums {
         let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
-        self.run_to(isa, None, &mut sums);
+        self.run_to(isa, None, Then::NOTHING, &mut sums);
         sums
     }
 
-    fn run_to(&self, isa: Isa, target: Option<Target>, sums: &mut Sums) {
+    fn run_to(&self, isa: Isa, target: Option<Target>, then: Then, sums: &mut Sums) {
         let (row, step) = if self.columns { (4, 4 * self.ld) } else { (4 * self.ld, 4) };
         let factors = Factors {
             p: self.p.as_ptr().cast(),
@@ -53,6 +53,7 @@ impl Case {
             depth: self.depth,
             half: false,
             target,
+            then,
         };
         // SAFETY: the vectors have the sizes that the factors state, the target room.
         unsafe { run(isa, Math::Fma, self.rows, self.lanes, &factors, sums) };
@@ -100,7 +101,7 @@ fn stores_to_its_target_and_nowhere_else() {
             let mut result = vec![f32::NAN; (case.rows + 1) * stride];
             let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
             let target = Target { at: result.as_mut_ptr(), stride, stores: true };
-            case.run_to(isa, Some(target), &mut sums);
+            case.run_to(isa, Some(target), Then::NOTHING, &mut sums);
             assert!(sums.0.iter().flatten().all(|sum| sum.is_nan()), "{isa:?}");
             for (place, got) in result.iter().enumerate() {
                 let (row, lane) = (place / stride, place % stride);
@@ -111,6 +112,52 @@ fn stores_to_its_target_and_nowhere_else() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn bias_and_relu_in_registers_are_those_of_plain_arithmetic() {
+    let mut random = Random(17);
+    for isa in available().into_iter().filter(|isa| Then::is_of(*isa, Math::Fma)) {
+        for i in 0..200 {
+            let case = Case::random(&mut random, most_rows(isa));
+            let bias = random.vector(ROWS);
+            let (relu, stores) = (i % 2 == 0, i % 3 == 0);
+            let then =
+                Then { bias: if i % 5 == 0 { std::ptr::null() } else { bias.as_ptr() }, relu };
+            let mut result = vec![f32::NAN; ROWS * LANES];
+            let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
+            let target = Target { at: result.as_mut_ptr(), stride: LANES, stores };
+            let plain = case.run(isa);
+            case.run_to(isa, Some(target), then, &mut sums);
+            for r in 0..case.rows {
+                for lane in 0..case.lanes {
+                    let mut want = plain.0[r][lane];
+                    if !then.bias.is_null() {
+                        want += bias[r];
+                    }
+                    if relu && want <= 0.0 {
+                        want = 0.0;
+                    }
+                    let got = if stores { result[r * LANES + lane] } else { sums.0[r][lane] };
+                    assert_eq!(got, want, "{isa:?} {r} {lane}");
+                }
+            }
+            let untouched = if stores { sums.0.as_flattened() } else { &result };
+            assert!(untouched.iter().all(|x| x.is_nan()));
+        }
+    }
+}
+
+#[test]
+fn a_nan_passes_the_relu_in_registers() {
+    for isa in available().into_iter().filter(|isa| Then::is_of(*isa, Math::Fma)) {
+        let mut case = Case::random(&mut Random(19), 14);
+        (case.rows, case.lanes, case.depth) = (3, 32, 1);
+        case.v[5] = f32::NAN;
+        let mut sums = Sums::new();
+        case.run_to(isa, None, Then { relu: true, ..Then::NOTHING }, &mut sums);
+        assert!(sums.0[..3].iter().all(|row| row[5].is_nan() && row[4] >= 0.0), "{isa:?}");
     }
 }
 
@@ -145,6 +192,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             depth: k / 2,
             half: k % 2 == 1,
             target: None,
+            then: Then::NOTHING,
         };
         for isa in [Isa::Scalar, Isa::Avx512] {
             let mut sums = Sums::new();

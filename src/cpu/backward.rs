@@ -15,6 +15,7 @@ use std::ops::Range;
 use super::amx::Tiles;
 use super::forward::{part, Kernels};
 use super::isa::Isa;
+use super::pages;
 use super::panels::Matrix;
 use super::schedule::Schedule;
 use super::scratch::Scratch;
@@ -132,6 +133,13 @@ impl Backward {
             4 * widest.div_ceil(few_rows(isa)) * rows * WIDTH
         };
         let scratch = Scratch::new(4 * 2 * masked + copies);
+        // SAFETY: results that nobody else has.
+        unsafe {
+            for Layer { weight, grad_weight, .. } in &layers {
+                pages::large(*grad_weight, 4 * weight.rows * weight.k);
+            }
+            pages::large(grad_input, 4 * rows * layers.first().map_or(0, |l| l.weight.k));
+        }
         let chain = Chain { isa, amx, grad_output, layers, grad_input, threads, scratch, masked };
         let schedule = Schedule::new(chain.tasks());
         Self { chain, schedule }

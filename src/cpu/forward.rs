@@ -16,6 +16,7 @@ use std::ops::Range;
 use super::amx::{planes, Tiles};
 use super::element::Element;
 use super::isa::{self, Bf16, Isa};
+use super::pages;
 use super::panels::Matrix;
 use super::schedule::Schedule;
 use super::tile::Math;
@@ -115,6 +116,10 @@ impl Forward {
     #[must_use]
     pub unsafe fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let products: usize = layers.iter().map(|l| l.weight.rows * l.weight.k).sum();
+        for Layer { weight, output, .. } in &layers {
+            // SAFETY: results that nobody else has.
+            unsafe { pages::large(*output, input.rows * weight.rows * weight.element.size()) };
+        }
         let threads = threads.min(blocks::worth(products * input.rows, input.rows)).max(1);
         let (route, schedule) = if input.rows <= FEW_ROWS {
             let chain = few::Chain::new(kernels.isa, input, layers, threads);

@@ -26,6 +26,8 @@ pub mod finish;
 #[allow(unsafe_code)]
 pub mod forward;
 #[allow(unsafe_code)]
+mod pages;
+#[allow(unsafe_code)]
 pub mod panels;
 #[allow(unsafe_code)]
 pub mod scratch;

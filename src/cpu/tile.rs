@@ -48,6 +48,9 @@ pub struct Factors {
     pub depth: usize,
     /// Behind them half a step: the first of a pair alone (pairs in rows only).
     pub half: bool,
+    /// What is read soon: brought near meanwhile by AVX-512's tile, in place of the rows' own
+    /// factors. Null for nothing; need not be valid.
+    pub soon: *const u8,
     /// Where the sums go in the end, if it is known.
     pub target: Option<Target>,
     /// Bias and ReLU, in fp32 where [`Then::is_of`] says so.

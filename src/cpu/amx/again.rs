@@ -125,6 +125,7 @@ unsafe fn again(left: &Left, rows: usize, panel: &Panel, sums: &mut Sums) {
                 v_step: width,
                 depth: k,
                 half: false,
+                soon: std::ptr::null(),
                 target: None,
                 then: Then::NOTHING,
             };

@@ -234,6 +234,7 @@ impl Product {
                         },
                         depth: steps.len(),
                         half: false,
+                        soon: std::ptr::null(),
                         target: None,
                         then: Then::NOTHING,
                     };

@@ -278,6 +278,7 @@ impl Chain {
         // SAFETY: columns and panels of the layer; `own` has room for the columns.
         unsafe {
             let (p, row) = self.factors(&layer.weight, &columns, own);
+            let (first, soon) = (chunk.start, self.soon(index, columns.end));
             for panel in chunk {
                 let width = width(rows.len(), panel);
                 let factors = Factors {
@@ -288,6 +289,7 @@ impl Chain {
                     v_step: width,
                     depth: if math == Math::Dot { k / 2 } else { k },
                     half: math == Math::Dot && k % 2 == 1,
+                    soon: if panel == first { soon } else { std::ptr::null() },
                     target: direct.then(|| Target {
                         at: to.panels.add(panel * LANES * n + columns.start * width),
                         stride: width,
@@ -304,6 +306,19 @@ impl Chain {
                     finish::tile(isa, &to, place, &mut sums);
                 }
             }
+        }
+    }
+
+    /// Where the rows of a weight that is copied first go on, or behind the last one the
+    /// next layer's begin; null for one that tiles read as it is.
+    fn soon(&self, layer: usize, row: usize) -> *const u8 {
+        let (layer, row) =
+            if row < self.layers[layer].weight.rows { (layer, row) } else { (layer + 1, 0) };
+        match self.layers.get(layer).map(|layer| &layer.weight) {
+            Some(weight) if self.widens(weight) => {
+                weight.data.wrapping_add(row * weight.stride * weight.element.size())
+            }
+            _ => std::ptr::null(),
         }
     }
 

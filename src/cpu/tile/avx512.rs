@@ -12,8 +12,9 @@ const AHEAD: usize = 32;
 /// The same of rows that lie apart, in bytes: one row's line with each step. Rows that are a
 /// multiple of 4 KiB apart end their pages all at once.
 const ROW_AHEAD: usize = 256;
-/// Steps of a row's line.
+/// Steps of a row's line, and its bytes.
 const LINE: usize = 16;
+const LINE_BYTES: usize = 64;
 
 /// One function for each number of rows, vectors and way through `p`, chosen from
 /// a table: the sums are in registers only if their number is a constant.
@@ -43,7 +44,8 @@ macro_rules! avx512 {
             let row = if COLUMNS { 4 } else { factors.row };
             let step = if COLUMNS { factors.step } else { 4 };
             let (mut p, mut v) = (factors.p, factors.v);
-            let mut turn = 0;
+            let (mut turn, mut soon) = (0, factors.soon);
+            let looks_on = !soon.is_null();
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
@@ -55,7 +57,9 @@ macro_rules! avx512 {
                                 true => AHEAD * step,
                                 false => ROW_AHEAD + turn.min(M - 1) * row,
                             };
-                            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+                            let own = p.wrapping_add(ahead);
+                            _mm_prefetch::<_MM_HINT_T0>(if looks_on { soon } else { own }.cast());
+                            soon = soon.wrapping_add(LINE_BYTES);
                             turn = (turn + 1) % LINE;
                             let b: [__m512; N] =
                                 std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));

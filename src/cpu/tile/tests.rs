@@ -52,6 +52,7 @@ impl Case {
             v_step: LANES,
             depth: self.depth,
             half: false,
+            soon: std::ptr::null(),
             target,
             then,
         };
@@ -191,6 +192,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             v_step: LANES,
             depth: k / 2,
             half: k % 2 == 1,
+            soon: std::ptr::null(),
             target: None,
             then: Then::NOTHING,
         };

@@ -63,6 +63,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Of the tests: strict fp32, nothing forbidden.
+    #[cfg(test)]
+    pub const USUAL: Self = Self {
+        device: 0,
+        dtype: Dtype::F32,
+        math: Math::Strict,
+        split_k: true,
+        deterministic: false,
+    };
+
     /// fp32 with nothing given up.
     #[must_use]
     pub fn is_strict_fp32(&self) -> bool {
@@ -138,13 +148,7 @@ fn operand(matrix: Matrix) -> Result<Operand, String> {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings = Settings {
-        device: 0,
-        dtype: Dtype::F32,
-        math: Math::Strict,
-        split_k: true,
-        deterministic: false,
-    };
+    const SETTINGS: Settings = Settings::USUAL;
 
     fn stated(left: Matrix, right: Matrix) -> Result<Gemm, String> {
         gemm(SETTINGS, left, right, 256, None, Epilogue::None)

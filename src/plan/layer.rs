@@ -198,15 +198,8 @@ fn product(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::problem::Math;
 
-    const SETTINGS: Settings = Settings {
-        device: 0,
-        dtype: Dtype::F32,
-        math: Math::Strict,
-        split_k: true,
-        deterministic: false,
-    };
+    const SETTINGS: Settings = Settings::USUAL;
     /// Bytes from one element to the next, as the addresses count.
     const SIZE: usize = 4;
 

@@ -5,7 +5,7 @@ use super::check::Matrix;
 use super::div_ceil;
 use super::layer::Stated;
 use super::policy::Policy;
-use super::problem::{Gemm, Math, Operand};
+use super::problem::{Gemm, Math};
 use super::tensor_gemm;
 
 /// Rows start at multiples of so many bytes.
@@ -99,31 +99,27 @@ fn gain_us(gemm: &Gemm, multiprocessors: i64) -> f64 {
 /// our kernel, cuBLASLt wants sizes and results aligned too.
 #[must_use]
 pub fn padded(stated: &Stated, policy: Policy, multiprocessors: i64) -> Option<Padded> {
-    let Stated { gemm, data } = *stated;
+    let gemm = stated.gemm;
+    let size = gemm.dtype.size();
     // SGEMM reads any rows as fast.
-    if gemm.math == Math::Strict && gemm.dtype.size() == 4 {
+    if gemm.math == Math::Strict && size == 4 {
         return None;
     }
     let mut result = Padded { stated: *stated, pads: [None; 2], bytes: 0 };
-    let [a, b] = runs(&gemm);
-    let size = gemm.dtype.size();
-    for (i, (address, (rows, cols), operand)) in
-        [(data.a, a, gemm.a), (data.b, b, gemm.b)].into_iter().enumerate()
-    {
+    let Padded { stated: Stated { gemm: on, data }, pads: [pad_a, pad_b], bytes } = &mut result;
+    let [runs_a, runs_b] = runs(&gemm);
+    let operands =
+        [(pad_a, &mut data.a, &mut on.a, runs_a), (pad_b, &mut data.b, &mut on.b, runs_b)];
+    for (pad, address, operand, (rows, cols)) in operands {
         if is_aligned(operand.alignment, operand.ld, size) {
             continue;
         }
-        let from = Matrix { row_stride: operand.ld, ..Matrix::dense(address, rows, cols) };
-        let pad = Pad::new(from, size, result.bytes).ok()?;
-        result.bytes = (result.bytes + pad.bytes()).next_multiple_of(256);
-        result.pads[i] = Some(pad);
-        let copied = Operand { ld: pad.ld, alignment: 256, ..operand };
-        let Stated { gemm, data } = &mut result.stated;
-        if i == 0 {
-            (gemm.a, data.a) = (copied, pad.to);
-        } else {
-            (gemm.b, data.b) = (copied, pad.to);
-        }
+        let from = Matrix { row_stride: operand.ld, ..Matrix::dense(*address, rows, cols) };
+        let copy = Pad::new(from, size, *bytes).ok()?;
+        *bytes = (*bytes + copy.bytes()).next_multiple_of(256);
+        *address = copy.to;
+        (operand.ld, operand.alignment) = (copy.ld, 256);
+        *pad = Some(copy);
     }
     let cost: f64 = result.pads.iter().flatten().map(Pad::us).sum();
     let pays = || {
@@ -145,16 +141,10 @@ fn runs(gemm: &Gemm) -> [(i64, i64); 2] {
 mod tests {
     use super::super::check::{alignment, gemm, Settings};
     use super::super::layer::GemmData;
-    use super::super::problem::{Dtype, Epilogue};
+    use super::super::problem::{Dtype, Epilogue, Operand};
     use super::*;
 
-    const SETTINGS: Settings = Settings {
-        device: 0,
-        dtype: Dtype::Bf16,
-        math: Math::Strict,
-        split_k: true,
-        deterministic: false,
-    };
+    const SETTINGS: Settings = Settings { dtype: Dtype::Bf16, ..Settings::USUAL };
 
     fn stated(settings: Settings, left: Matrix, right: Matrix) -> Stated {
         let gemm = gemm(settings, left, right, 1 << 40, None, Epilogue::None).expect("a product");

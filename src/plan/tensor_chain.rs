@@ -140,13 +140,7 @@ mod tests {
     use super::super::problem::{Dtype, Math};
     use super::*;
 
-    const SETTINGS: Settings = Settings {
-        device: 0,
-        dtype: Dtype::Bf16,
-        math: Math::Strict,
-        split_k: true,
-        deterministic: false,
-    };
+    const SETTINGS: Settings = Settings { dtype: Dtype::Bf16, ..Settings::USUAL };
 
     fn forward(rows: i64, widths: &[i64]) -> Work {
         let layers = widths.windows(2).enumerate().map(|(i, pair)| Layer {

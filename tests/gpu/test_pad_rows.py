@@ -30,7 +30,9 @@ class PadRows(unittest.TestCase):
             "for rows, k, n in [(2048, 479, 1024), (2048, 480, 1024), (64, 37, 129)]:\n"
             "    fused(*operands((rows,), k, n, torch.bfloat16))\n"
         )
-        for policy, wanted in [("", 1), ("1", 2), ("0", 0)]:
+        # It is our kernel, of sm_90, that is faster on copies.
+        ours = torch.cuda.get_device_capability() == (9, 0)
+        for policy, wanted in [("", int(ours)), ("1", 2), ("0", 0)]:
             env = {**os.environ, "HYPATIA_LOG": "plan", "HYPATIA_PAD_ROWS": policy}
             env |= {"HYPATIA_LIBRARY": str(LIBRARY), "HYPATIA_ONE_LAUNCH": "0"}
             done = subprocess.run(

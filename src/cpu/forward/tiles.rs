@@ -265,10 +265,11 @@ impl Chain {
         // What the tile does to its sums in registers, and where they go from there: a
         // hidden result that nobody else wants right into the next layer's panels.
         let in_registers = Then::is_of(isa, math) && element == Element::F32;
-        let then = match in_registers {
-            true => Then { bias: to.bias.cast(), relu: to.relu },
-            false => Then::NOTHING,
+        let bias = match to.bias.is_null() {
+            true => std::ptr::null(),
+            false => to.bias.cast::<f32>().wrapping_add(columns.start),
         };
+        let then = if in_registers { Then { bias, relu: to.relu } } else { Then::NOTHING };
         let direct = then.relu && !to.panels.is_null() && to.output.is_null();
         if in_registers {
             (to.bias, to.relu) = (std::ptr::null(), false);
@@ -295,10 +296,7 @@ impl Chain {
                         stride: width,
                         stores: true,
                     }),
-                    then: match then.bias.is_null() {
-                        true => then,
-                        false => Then { bias: then.bias.add(columns.start), ..then },
-                    },
+                    then,
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
                 if !direct {

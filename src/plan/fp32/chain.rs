@@ -50,23 +50,20 @@ impl Draft {
         output: usize,
     ) -> Result<Gemm, String> {
         checked(left.rows, n, left.cols)?;
-        let mut ld = order.ld(left)?;
+        let ld = order.ld(left)?;
         let padded = !is_aligned(alignment(left.data), ld, Dtype::F32.size());
-        let left = if padded { self.pad(left, order)? } else { left };
-        if padded {
-            ld = order.ld(left)?;
-        }
+        let (left, ld) = if padded { self.pad(left, order)? } else { (left, ld) };
         let tiling = Tiling::choose(left.rows, n, left.cols, self.multiprocessors);
         let (bias, relu, image_out) = (None, false, None);
         Ok(Gemm { left, padded, order, ld, image, n, bias, relu, output, image_out, tiling })
     }
 
-    /// The copy of `left`.
-    fn pad(&mut self, left: Matrix, order: Order) -> Result<Matrix, String> {
+    /// The copy of `left`, and its elements from one contiguous run to the next.
+    fn pad(&mut self, left: Matrix, order: Order) -> Result<(Matrix, i64), String> {
         let pad = Pad::new(order.runs(left), Dtype::F32.size(), self.scratch.0)?;
         self.scratch.take(pad.bytes());
         self.pads.push(Job::Pad(pad));
-        Ok(order.runs(pad.copy()))
+        Ok((order.runs(pad.copy()), pad.ld))
     }
 
     fn chain(self) -> Result<Chain, String> {

@@ -128,13 +128,7 @@ mod tests {
     use super::super::problem::{Dtype, Math};
     use super::*;
 
-    const SETTINGS: Settings = Settings {
-        device: 0,
-        dtype: Dtype::F32,
-        math: Math::Strict,
-        split_k: true,
-        deterministic: false,
-    };
+    const SETTINGS: Settings = Settings::USUAL;
 
     fn forward(rows: i64, widths: &[i64]) -> Work {
         let layers = widths.windows(2).map(|pair| Layer {

@@ -88,13 +88,13 @@ struct Fp32PackParams {
 static_assert(sizeof(Fp32PackParams) == 40, "launch/params.rs says 40");
 
 struct PadRowsParams {
-  const void* from;      // [rows, cols]
+  const void* from;      // [from_rows, cols]
   void* to;              // [rows, ld]
   long long row_stride;  // of from, elements
   int rows;
+  int from_rows;
   int cols;
-  int ld;  // whole packets of 16 bytes
-  int reserved;
+  int ld;  // whole packets of 16 bytes; on the way back cols
 };
 static_assert(sizeof(PadRowsParams) == 40, "launch/params.rs says 40");
 

@@ -180,14 +180,14 @@ pub struct PadRowsParams {
     pub to: u64,
     /// Elements from one row of `from` to the next.
     pub row_stride: i64,
-    /// Rows.
+    /// Of `to`.
     pub rows: i32,
+    /// Of `from`.
+    pub from_rows: i32,
     /// Columns.
     pub cols: i32,
     /// Elements from one row of `to` to the next.
     pub ld: i32,
-    /// 0.
-    pub reserved: i32,
 }
 
 const _: () = assert!(size_of::<PadRowsParams>() == 40, "params.h says 40");

@@ -13,9 +13,10 @@ use super::pad_rows::PadRows;
 use super::{kept_plans, tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;
 use crate::plan::layer::{GemmData, Stated};
-use crate::plan::pad::{padded, Padded};
+use crate::plan::padded::{padded, Padded};
 use crate::plan::policy::Policy;
 use crate::plan::problem::Gemm;
+use crate::plan::tensor_gemm;
 use crate::plan::tuning::Tuning;
 
 /// Plans kept at a time; each is about 2 KiB.
@@ -33,7 +34,8 @@ static PLANS_BY_GEMM: LazyLock<PlanCache<Gemm, Entry>> = LazyLock::new(|| PlanCa
 pub struct Product {
     stated: Stated,
     plan: Plan,
-    /// Operands whose rows are copied first; `stated` is on the copies.
+    /// Operands that are copied first, a result that is copied last; `stated` is on the
+    /// copies.
     copies: Option<Padded>,
 }
 
@@ -110,19 +112,22 @@ impl Product {
     /// When cuBLASLt reports one.
     pub unsafe fn run(self, device: &Device, call: &Call, overlaps: bool) -> Result<(), Refusal> {
         let stream = call.stream as CUstream;
-        let Self { stated: Stated { gemm, mut data }, plan, copies } = self;
-        // The copies come first, the rest is the algorithm's.
+        let Self { stated, plan, copies } = self;
+        // Copies are at the beginning, the rest is the algorithm's.
         let scratch = call.workspace.data + Workspace::TICKET_BYTES;
         let workspace = scratch + copies.map_or(0, |copies| copies.bytes);
-        if let Some(Padded { pads: [a, b], .. }) = copies {
-            data.a += if a.is_some() { scratch } else { 0 };
-            data.b += if b.is_some() { scratch } else { 0 };
-        }
+        let Stated { gemm, data } = copies.map_or(stated, |copies| copies.at(scratch));
         // A copy of the weights is written by the kernel in front.
         let overlaps = overlaps && copies.is_none();
         let copy = || match (&copies, &device.modules.pad_rows) {
             // SAFETY: sources are operands, copies have their place in the workspace.
             (Some(copies), Ok(rows)) => unsafe { copies_first(rows, copies, scratch, stream) },
+            _ => Ok(()),
+        };
+        let copy_back = || match (copies.and_then(|copies| copies.result), &device.modules.pad_rows)
+        {
+            // SAFETY: the product put it there, where it lies is the caller's result.
+            (Some(result), Ok(rows)) => unsafe { rows.launch_back(&result, scratch, stream) },
             _ => Ok(()),
         };
         let launch = |entry: &Entry| {
@@ -131,7 +136,8 @@ impl Product {
             let GemmPlan { algorithm, .. } = &entry.plan;
             // SAFETY: forwarded; the algorithm is the plan's own, or was among its
             // candidates: it needs no more workspace than the largest of them.
-            unsafe { entry.plan.launch(device, algorithm, data, workspace, stream, overlaps) }
+            unsafe { entry.plan.launch(device, algorithm, data, workspace, stream, overlaps) }?;
+            copy_back()
         };
         let entry = match plan {
             Plan::Cached(entry) => entry,
@@ -163,17 +169,16 @@ impl Product {
     }
 }
 
-/// Copies that the product is better on. It is our kernel that is faster on them, once it
-/// has been timed.
+/// Copies that the product is better on. Our kernel is known to be once it has been timed.
 fn copies_of(device: &Device, call: &Call, stated: &Stated) -> Option<Padded> {
-    let modules = &device.modules;
+    let (modules, multiprocessors) = (&device.modules, device.multiprocessors);
     let policy = modules.pad_rows.as_ref().ok()?.policy;
-    let copies = padded(stated, policy, device.multiprocessors)?;
-    let gemm = &copies.stated.gemm;
-    let timed = || PLANS_BY_GEMM.get(gemm).is_some_and(|entry| entry.settled);
-    let pays = modules.tensor_gemm.is_ok()
-        && (timed() || tune::refusal(gemm).is_none() && !call.capturing());
-    (policy == Policy::Always || pays).then_some(copies)
+    let timed = |gemm: &Gemm| PLANS_BY_GEMM.get(gemm).is_some_and(|entry| entry.settled);
+    padded(stated, policy, multiprocessors, |gemm| {
+        modules.tensor_gemm.is_ok()
+            && !tensor_gemm::candidates(gemm, multiprocessors).is_empty()
+            && (timed(gemm) || tune::refusal(gemm).is_none() && !call.capturing())
+    })
 }
 
 /// Puts the copies of a product's operands on `stream`.
@@ -186,7 +191,10 @@ unsafe fn copies_first(
     scratch: usize,
     stream: CUstream,
 ) -> Result<(), Refusal> {
-    log_line(|| format!("{}: on copies in rows of 16 bytes", copies.stated.gemm));
+    log_line(|| {
+        let result = if copies.result.is_some() { ", its result too" } else { "" };
+        format!("{}: on copies in rows of 16 bytes{result}", copies.stated.gemm)
+    });
     for (i, pad) in copies.pads.iter().flatten().enumerate() {
         // SAFETY: forwarded.
         unsafe { rows.launch(pad, scratch, stream, i > 0) }?;

@@ -18,6 +18,7 @@ pub mod kept;
 pub mod layer;
 pub mod operands;
 pub mod pad;
+pub mod padded;
 pub mod policy;
 pub mod problem;
 pub mod relu_grid;

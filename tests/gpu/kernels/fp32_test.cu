@@ -34,7 +34,7 @@ struct Aligned {
         copy(cols < ld ? sizeof(float) * rows * ld : 16),
         data(cols < ld ? copy.floats() : from.floats()) {
     if (cols == ld) return;
-    const PadRowsParams p{from.floats(), data, cols, rows, cols, ld, 0};
+    const PadRowsParams p{from.floats(), data, cols, rows, rows, cols, ld};
     pad_rows_4<<<(rows * (ld / 4) + 255) / 256, 256>>>(p);
     check(cudaGetLastError(), "pad_rows");
   }

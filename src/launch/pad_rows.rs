@@ -18,7 +18,7 @@ pub struct PadRows {
     back: [CUfunction; 2],
     /// Whether kernels can begin while the one in front ends.
     overlap: bool,
-    /// `HYPATIA_PAD_ROWS=1`: wherever rows are not aligned.
+    /// `HYPATIA_PAD_ROWS=1`: wherever rows or results are not aligned.
     pub policy: Policy,
 }
 

@@ -14,7 +14,6 @@ use super::{kept_plans, tune, Refusal, Workspace};
 use crate::plan::cache::PlanCache;
 use crate::plan::layer::{GemmData, Stated};
 use crate::plan::padded::{padded, Padded};
-use crate::plan::policy::Policy;
 use crate::plan::problem::Gemm;
 use crate::plan::tensor_gemm;
 use crate::plan::tuning::Tuning;

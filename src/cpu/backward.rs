@@ -141,7 +141,9 @@ impl Backward {
             pages::large(grad_input, 4 * rows * layers.first().map_or(0, |l| l.weight.k));
         }
         let chain = Chain { isa, amx, grad_output, layers, grad_input, threads, scratch, masked };
-        let schedule = Schedule::new(chain.tasks());
+        // Of a stage's two products a thread begins with the same one, call after call: it
+        // finds what that reads and writes in its core's caches.
+        let schedule = Schedule::shared_out(chain.tasks(), threads);
         Self { chain, schedule }
     }
 

@@ -64,6 +64,9 @@ class PadRows(unittest.TestCase):
         finally:
             torch.backends.cuda.matmul.allow_tf32 = False
 
+    def test_more_scratch_memory_than_a_stream_keeps(self):
+        check_all(*operands((2048,), 1024, 50257, torch.bfloat16), **bound_options(torch.bfloat16))
+
     def test_special_values_pass(self):
         for rows, k, n in [LAYERS[0], LAYERS[-1]]:
             x, w, b = operands((rows,), k, n, torch.bfloat16)

@@ -18,6 +18,7 @@ const SOURCES: &[&str] = &[
     "cpu_kernels",
     "cpu_backward",
     "cpu_matrix",
+    "cpu_memory",
     "threads",
     "cuda",
     "cuda_mlp",

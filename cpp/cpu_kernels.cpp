@@ -1,13 +1,12 @@
 #include "cpp/cpu_kernels.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "cpp/check.h"
 #include "cpp/convert.h"
 #include "cpp/cpu_matrix.h"
+#include "cpp/cpu_memory.h"
 #include "cpp/threads.h"
 #include "hypatia/src/bridge/cpu.rs.h"
 
@@ -96,6 +95,11 @@ class Chain {
   std::vector<bridge::CpuLayer> layers_;
 };
 
+at::Tensor empty_output(const at::Tensor& input, at::TensorList weights) {
+  const auto sizes = mlp_output_sizes(input, weights);
+  return empty_result(C10_AS_INTARRAYREF_SLOW(sizes), input.options());
+}
+
 }  // namespace
 
 void measure() { bridge::cpu_measure(); }
@@ -104,8 +108,7 @@ std::optional<at::Tensor> mlp(const at::Tensor& input, at::TensorList weights,
                               const Biases& biases, bool relu_last) {
   auto chain = Chain::of(input, weights, biases, relu_last);
   if (!chain) return std::nullopt;
-  at::Tensor output =
-      at::empty_symint(mlp_output_sizes(input, weights), input.options());
+  at::Tensor output = empty_output(input, weights);
   chain->set_output(weights.size() - 1, output);
   chain->run();
   return output;
@@ -117,9 +120,11 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> mlp_forward(
   auto chain = Chain::of(input, weights, biases, relu_last);
   if (!chain) return std::nullopt;
   const MlpLayout layout = MlpLayout::of(input, weights);
-  const at::Tensor activations = empty_activations(layout, input);
-  at::Tensor output =
-      at::empty_symint(mlp_output_sizes(input, weights), input.options());
+  const int64_t total = layout.total.expect_int();
+  const at::Tensor activations = layout.has_gaps
+                                     ? empty_activations(layout, input)
+                                     : empty_result(total, input.options());
+  at::Tensor output = empty_output(input, weights);
   const auto hidden = split_activations(activations, input, weights);
   for (size_t i = 0; i < hidden.size(); ++i) chain->set_output(i, hidden[i]);
   chain->set_output(hidden.size(), output);

@@ -4,6 +4,7 @@
 #include <c10/core/TensorImpl.h>
 #include <c10/util/accumulate.h>
 
+#include "cpp/cpu_memory.h"
 #include "cpp/mlp.h"
 
 namespace hypatia {
@@ -52,7 +53,7 @@ std::vector<at::Tensor> empty_gradients(
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (!wanted[i]) continue;
     gradients[i] = shared ? part(whole, offsets[i], sizes[i])
-                          : at::empty(sizes[i], options);
+                          : cpu_kernels::empty_result(sizes[i], options);
   }
   return gradients;
 }

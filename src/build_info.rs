@@ -4,7 +4,7 @@
 use crate::cpu::element::Element;
 use crate::cpu::forward::Kernels;
 use crate::cpu::tile::Math;
-use crate::cpu::{isa, scratch};
+use crate::cpu::{isa, results, scratch};
 use crate::launch;
 
 /// Version, LibTorch, kernels, CPU features and revision of this library.
@@ -48,7 +48,8 @@ fn cpu_kernels() -> String {
     format!(
         concat!(
             "{{\"isa\": {}, \"bf16\": {}, \"fma_gflops\": {:.1}, \"bf16_dot_gflops\": {:.1}, ",
-            "\"amx_gflops\": {:.1}, \"fp16\": {}, \"fp32\": {}, \"scratch_bytes\": {}, \"scratch_limit\": {}}}"
+            "\"amx_gflops\": {:.1}, \"fp16\": {}, \"fp32\": {}, \"scratch_bytes\": {}, \"scratch_limit\": {}, \
+             \"result_bytes\": {}, \"result_limit\": {}}}"
         ),
         quoted(isa::Isa::best().name()),
         quoted(choice.bf16.name()),
@@ -59,6 +60,8 @@ fn cpu_kernels() -> String {
         quoted(if on_amx(Element::F32) { "amx" } else { "fma" }),
         scratch::kept(),
         scratch::MOST_KEPT,
+        results::kept(),
+        results::MOST_KEPT,
     )
 }
 

@@ -11,6 +11,7 @@ use crate::cpu::element::Element;
 use crate::cpu::forward::{Forward, Kernels, Layer};
 use crate::cpu::isa::{self, Isa};
 use crate::cpu::panels::Matrix;
+use crate::cpu::results;
 use crate::error::{guarded, Error};
 
 #[cxx::bridge(namespace = "hypatia::bridge")]
@@ -53,7 +54,23 @@ pub mod ffi {
         grad_bias: usize,
     }
 
+    /// Memory of a tensor that a call returns; address 0 for none.
+    #[derive(Clone, Copy)]
+    struct CpuBlock {
+        address: usize,
+        bytes: usize,
+    }
+
     extern "Rust" {
+        /// Memory for so many bytes, of any content, of a tensor that is gone or new.
+        fn cpu_take(bytes: usize) -> CpuBlock;
+
+        /// Takes it back when the tensor is gone.
+        ///
+        /// # Safety
+        /// `cpu_take` returned it, and nobody uses it any more.
+        unsafe fn cpu_give(block: &CpuBlock);
+
         /// One call, to be worked off by several threads.
         type CpuWork;
 
@@ -108,6 +125,16 @@ pub mod ffi {
             threads: usize,
         ) -> Result<Box<CpuWork>>;
     }
+}
+
+fn cpu_take(bytes: usize) -> ffi::CpuBlock {
+    let (address, bytes) = results::take(bytes).unwrap_or((0, 0));
+    ffi::CpuBlock { address, bytes }
+}
+
+unsafe fn cpu_give(block: &ffi::CpuBlock) {
+    // SAFETY: forwarded.
+    unsafe { results::give(block.address, block.bytes) }
 }
 
 /// See `ffi::CpuWork`.

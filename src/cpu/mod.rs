@@ -30,6 +30,8 @@ mod pages;
 #[allow(unsafe_code)]
 pub mod panels;
 #[allow(unsafe_code)]
+pub mod results;
+#[allow(unsafe_code)]
 pub mod scratch;
 #[allow(unsafe_code)]
 pub mod tile;

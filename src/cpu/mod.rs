@@ -30,8 +30,9 @@ mod pages;
 #[allow(unsafe_code)]
 pub mod panels;
 #[allow(unsafe_code)]
-pub mod results;
+mod pool;
 #[allow(unsafe_code)]
+pub mod results;
 pub mod scratch;
 #[allow(unsafe_code)]
 pub mod tile;

@@ -1,57 +1,34 @@
 //! Memory of tensors that calls return, kept for later calls when they are gone: malloc
-//! gives much of it back to the system, at a page fault for every 4 KiB of the next call
-//! (150 to 600 in a training step of a small model).
+//! gives much of it back to the system (150 to 600 page faults in a training step of a
+//! small model).
 
-use std::alloc::{alloc, dealloc, Layout};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ptr::NonNull;
+
+use super::pool::{Block, Pool, PAGE};
 
 /// Bytes kept at most.
 pub const MOST_KEPT: usize = 64 << 20;
 
-/// What LibTorch aligns memory to.
-const ALIGNMENT: usize = 64;
-const PAGE: usize = 4096;
-
-/// A block that no tensor has.
-struct Kept {
-    address: usize,
-    bytes: usize,
-}
-
-/// Oldest first.
-static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
-
-fn pool() -> MutexGuard<'static, Vec<Kept>> {
-    // Nothing in here panics half-way.
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static POOL: Pool = Pool::new(MOST_KEPT);
 
 /// Bytes that wait for a later call.
 #[must_use]
 pub fn kept() -> usize {
-    pool().iter().map(|block| block.bytes).sum()
+    POOL.bytes()
 }
 
 /// Of a block for so many bytes; at most one in eight is for nothing.
 fn fits(block: usize, bytes: usize) -> bool {
-    (bytes..=bytes + bytes / 8 + PAGE).contains(&block)
+    (bytes..=bytes.saturating_add(bytes / 8 + PAGE)).contains(&block)
 }
 
 /// Memory for so many bytes, of any content: address and size. The newest block that
 /// fits, which is the likeliest to be in caches, or a new one; none if there is none.
 #[must_use]
 pub fn take(bytes: usize) -> Option<(usize, usize)> {
-    let mut pool = pool();
-    if let Some(place) = pool.iter().rposition(|block| fits(block.bytes, bytes)) {
-        let Kept { address, bytes } = pool.remove(place);
-        return Some((address, bytes));
-    }
-    drop(pool);
-    let layout = Layout::from_size_align(bytes.max(1).checked_next_multiple_of(PAGE)?, ALIGNMENT);
-    let layout = layout.ok()?;
-    // SAFETY: the size is not zero.
-    let address = unsafe { alloc(layout) } as usize;
-    (address != 0).then_some((address, layout.size()))
+    let kept = POOL.take(|kept| kept.iter().rposition(|block| fits(block.bytes(), bytes)));
+    let (address, bytes) = kept.or_else(|| Block::new(bytes, false))?.into_raw();
+    Some((address.as_ptr() as usize, bytes))
 }
 
 /// Keeps a block for later calls, and of those that wait the newest.
@@ -59,24 +36,15 @@ pub fn take(bytes: usize) -> Option<(usize, usize)> {
 /// # Safety
 /// `take` returned both, and nobody uses the block any more.
 pub unsafe fn give(address: usize, bytes: usize) {
-    let mut pool = pool();
-    let mut waiting: usize = pool.iter().map(|block| block.bytes).sum();
-    pool.push(Kept { address, bytes });
-    waiting += bytes;
-    let mut oldest = 0;
-    while waiting > MOST_KEPT {
-        waiting -= pool[oldest].bytes;
-        oldest += 1;
-    }
-    for Kept { address, bytes } in pool.drain(..oldest) {
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).expect("as it was made");
-        // SAFETY: from `take`, with this layout; it is in the pool no longer.
-        unsafe { dealloc(address as *mut u8, layout) };
+    if let Some(address) = NonNull::new(address as *mut u8) {
+        // SAFETY: forwarded.
+        POOL.give(unsafe { Block::from_raw(address, bytes) });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pool::ALIGNMENT;
     use super::*;
 
     #[test]

@@ -1,33 +1,24 @@
-//! Memory for what lies between layers. Freed blocks are kept for later calls, up
-//! to a fixed sum over the whole process: fresh memory costs a page fault every
-//! 4 KiB, more than a small layer.
+//! Memory for what lies between layers, freed blocks kept for later calls.
 
-use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
+use std::alloc::{handle_alloc_error, Layout};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes kept at most.
+use super::pool::{Block, Pool, ALIGNMENT};
+
+/// Bytes kept at most, over the whole process.
 pub const MOST_KEPT: usize = 64 << 20;
 
-/// A cache line, and a whole AVX-512 vector.
-const ALIGNMENT: usize = 64;
-
-static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+static POOL: Pool = Pool::new(MOST_KEPT);
 
 /// Bytes that wait for a later call.
 #[must_use]
 pub fn kept() -> usize {
-    pool().iter().map(|memory| memory.bytes).sum()
-}
-
-fn pool() -> MutexGuard<'static, Vec<Memory>> {
-    // Nothing in here panics half-way.
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    POOL.bytes()
 }
 
 /// A block of at least the size asked for, of any content.
 #[derive(Debug)]
-pub struct Scratch(Option<Memory>);
+pub struct Scratch(Option<Block>);
 
 impl Scratch {
     /// The smallest kept block that is large enough, or a new one. What this thread has
@@ -37,75 +28,30 @@ impl Scratch {
         if bytes == 0 {
             return Self(None);
         }
-        let mut pool = pool();
-        let fits = pool.iter().enumerate().filter(|(_, memory)| memory.bytes >= bytes);
-        let best = fits.min_by_key(|(_, memory)| (memory.user != this_thread(), memory.bytes));
-        if let Some((place, _)) = best {
-            return Self(Some(pool.remove(place)));
-        }
-        drop(pool);
-        Self(Some(Memory::new(bytes)))
+        let kept = POOL.take(|kept| {
+            let fits = kept.iter().enumerate().filter(|(_, block)| block.bytes() >= bytes);
+            fits.min_by_key(|(_, block)| (!block.is_own(), block.bytes())).map(|(place, _)| place)
+        });
+        let block = kept.or_else(|| Block::new(bytes, true)).unwrap_or_else(|| {
+            let layout = Layout::from_size_align(bytes, ALIGNMENT);
+            handle_alloc_error(layout.expect("sizes of tensors in memory fit"))
+        });
+        Self(Some(block))
     }
 
     /// Its address, a multiple of 64; dangling for no bytes.
     #[must_use]
     pub fn address(&self) -> *mut u8 {
-        self.0.as_ref().map_or(NonNull::<u64>::dangling().as_ptr().cast(), |m| m.at.as_ptr())
+        let nothing = NonNull::<u64>::dangling().as_ptr().cast();
+        self.0.as_ref().map_or(nothing, Block::address)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let Some(mut memory) = self.0.take() else { return };
-        memory.user = this_thread();
-        let mut pool = pool();
-        // The newest stays: sizes go with the model that runs now.
-        while !pool.is_empty()
-            && pool.iter().map(|kept| kept.bytes).sum::<usize>() + memory.bytes > MOST_KEPT
-        {
-            pool.remove(0);
+        if let Some(block) = self.0.take() {
+            POOL.give(block);
         }
-        if memory.bytes <= MOST_KEPT {
-            pool.push(memory);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Memory {
-    at: NonNull<u8>,
-    bytes: usize,
-    /// Who had it last.
-    user: usize,
-}
-
-/// A number that no other living thread has.
-fn this_thread() -> usize {
-    thread_local!(static PLACE: u8 = const { 0 });
-    PLACE.with(|place| std::ptr::from_ref(place) as usize)
-}
-
-// SAFETY: plain memory with one owner.
-unsafe impl Send for Memory {}
-
-impl Memory {
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, ALIGNMENT).expect("sizes of tensors in memory fit")
-    }
-
-    fn new(bytes: usize) -> Self {
-        let layout = Self::layout(bytes.next_multiple_of(4096));
-        // SAFETY: the size is not zero (`Scratch::new` returned).
-        let at = unsafe { alloc_zeroed(layout) };
-        let Some(at) = NonNull::new(at) else { handle_alloc_error(layout) };
-        Self { at, bytes: layout.size(), user: this_thread() }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: from `new`, with this layout.
-        unsafe { dealloc(self.at.as_ptr(), Self::layout(self.bytes)) }
     }
 }
 

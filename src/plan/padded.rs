@@ -48,17 +48,18 @@ pub fn padded(
 ) -> Option<Padded> {
     let gemm = &stated.gemm;
     // SGEMM reads any rows as fast.
-    if gemm.math == Math::Strict && gemm.dtype.size() == 4 {
+    let is_sgemm = gemm.math == Math::Strict && gemm.dtype.size() == 4;
+    if is_sgemm || is_whole(gemm) {
         return None;
     }
-    let sizes = || Padded::new(stated, What::Sizes).ok();
+    let sizes = || Padded::new(stated, What::Sizes);
     if policy == Policy::Always {
-        return sizes().or_else(|| Padded::new(stated, What::Rows).ok());
+        return sizes().or_else(|| Padded::new(stated, What::Rows));
     }
     let gain = gain_us(gemm, multiprocessors);
     let pays = |padded: &Padded| gain > CLEARLY * padded.us();
     let long = gemm.has_few_long_sums(multiprocessors);
-    let rows = Padded::new(stated, What::Rows).ok().filter(|on| {
+    let rows = Padded::new(stated, What::Rows).filter(|on| {
         let on = &on.stated.gemm;
         !long && (takes(on) || is_whole(on))
     });
@@ -108,9 +109,8 @@ fn runs(gemm: &Gemm) -> [(i64, i64); 2] {
 }
 
 impl Padded {
-    /// # Errors
-    /// Why not: nothing is to be copied, or it is too large.
-    fn new(stated: &Stated, what: What) -> Result<Self, String> {
+    /// None if nothing is to be copied, or it is too large.
+    fn new(stated: &Stated, what: What) -> Option<Self> {
         let mut on = Self { stated: *stated, pads: [None; 3], result: None, bytes: 0 };
         let Stated { gemm, data } = &mut on.stated;
         let (Gemm { m, n, k, .. }, size) = (*gemm, gemm.dtype.size());
@@ -135,7 +135,7 @@ impl Padded {
                 continue;
             }
             let from = Matrix { row_stride: operand.ld, ..Matrix::dense(*address, rows, cols) };
-            let pad = on.pads[side].insert(Pad::with_rows(from, more, size, on.bytes)?);
+            let pad = on.pads[side].insert(Pad::with_rows(from, more, size, on.bytes).ok()?);
             on.bytes += pad.bytes();
             *address = pad.to;
             (operand.ld, operand.alignment) = (pad.ld, ALIGNMENT);
@@ -143,25 +143,22 @@ impl Padded {
         let bias_aligned = u64::from(gemm.bias_alignment) >= ROW;
         if what == What::Sizes && gemm.epilogue.has_bias() && (gemm.m > m || !bias_aligned) {
             let bias = Matrix::dense(data.bias, 1, m);
-            let pad = on.pads[2].insert(Pad::new(bias, size, on.bytes)?);
+            let pad = on.pads[2].insert(Pad::new(bias, size, on.bytes).ok()?);
             on.bytes += pad.bytes();
             (data.bias, gemm.bias_alignment) = (pad.to, ALIGNMENT);
         }
         if apart {
             if gemm.ldd != m || u64::from(gemm.d_alignment) < ROW {
-                return Err("the result has gaps".to_owned());
+                // It has gaps.
+                return None;
             }
             let to = Matrix::dense(data.d, n, m);
-            let unpad = on.result.insert(Unpad::new(to, gemm.n, size, on.bytes)?);
+            let unpad = on.result.insert(Unpad::new(to, gemm.n, size, on.bytes).ok()?);
             on.bytes += unpad.bytes().next_multiple_of(ALIGNMENT as usize);
             data.d = unpad.from;
             (gemm.ldd, gemm.d_alignment) = (unpad.ld, ALIGNMENT);
         }
-        match on.bytes {
-            0 => Err("nothing is to be copied".to_owned()),
-            bytes if bytes > MOST_BYTES => Err(format!("copies of {bytes} bytes")),
-            _ => Ok(on),
-        }
+        (1..=MOST_BYTES).contains(&on.bytes).then_some(on)
     }
 
     /// The product, with scratch memory at `scratch`.

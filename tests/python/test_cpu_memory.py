@@ -21,6 +21,11 @@ def kernels():
 pytestmark = pytest.mark.skipif(kernels()["isa"] == "scalar", reason="ATen computes here")
 
 
+@pytest.fixture(autouse=True)
+def nothing_from_earlier_tests_comes_back_meanwhile():
+    gc.collect()
+
+
 def operands(rows=128, widths=(256, 512, 256)):
     torch.manual_seed(0)
     x = torch.randn(rows, widths[0])
@@ -38,9 +43,11 @@ def test_memory_waits_and_is_used_again():
     y = mlp(x, weights, biases)
     where, before = y.data_ptr(), kernels()["result_bytes"]
     del y
-    waits = before + 128 * 256 * 4
-    # Older ones go if they are too many.
-    assert kernels()["result_bytes"] == waits or kernels()["result_bytes"] <= LIMIT < waits
+    # An earlier, slightly larger block may have been used; older ones go if they are too many.
+    fewest = 128 * 256 * 4
+    most = fewest + fewest // 8 + 4096
+    more = kernels()["result_bytes"] - before
+    assert fewest <= more <= most or (before + most > LIMIT and before + more <= LIMIT)
     y = mlp(x, weights, biases)
     assert y.data_ptr() == where
     torch.testing.assert_close(y, eager(x, weights, biases))
@@ -134,7 +141,6 @@ def test_a_step_has_no_page_faults():
             step()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps
 
-    gc.collect()
     faults(20)
     # 2.5 MiB of results are 640 pages.
     assert faults(50) < 100

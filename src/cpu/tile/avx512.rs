@@ -9,6 +9,11 @@ use super::{Factors, Sums, Target};
 /// stream from the second or third level, and the CPU's own prefetching stops at every page.
 const AHEAD: usize = 32;
 
+/// The same of lanes' factors a multiple of 2 KiB apart, in words: they meet in two sets of
+/// the first-level cache, whose 24 lines do not hold so many steps.
+const AHEAD_IN_TWO_SETS: usize = 8;
+const TWO_SETS: usize = 512;
+
 /// The same of rows that lie apart, in bytes: one row's line with each step. Rows that are a
 /// multiple of 4 KiB apart end their pages all at once.
 const ROW_AHEAD: usize = 256;
@@ -46,6 +51,10 @@ macro_rules! avx512 {
             let (mut p, mut v) = (factors.p, factors.v);
             let (mut turn, mut soon) = (0, factors.soon);
             let looks_on = !soon.is_null();
+            let v_ahead = match factors.v_step.is_multiple_of(TWO_SETS) {
+                true => AHEAD_IN_TWO_SETS * factors.v_step,
+                false => AHEAD * factors.v_step,
+            };
             let mut acc = [[_mm512_setzero_ps(); N]; M];
             // SAFETY: steps, rows and lanes are in bounds, by the caller's promise.
             unsafe {
@@ -64,7 +73,7 @@ macro_rules! avx512 {
                             let b: [__m512; N] =
                                 std::array::from_fn(|n| _mm512_loadu_ps(v.add(16 * n)));
                             for n in 0..N {
-                                let ahead = v.wrapping_add(AHEAD * factors.v_step + 16 * n);
+                                let ahead = v.wrapping_add(v_ahead + 16 * n);
                                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                             }
                             for (m, acc) in acc.iter_mut().enumerate() {

@@ -3,7 +3,7 @@
 
 use super::element::{relu, Element};
 use super::isa::Isa;
-use super::panels::{pair, steps, width};
+use super::panels::{pair, steps, width, VECTOR};
 use super::tile::{Math, Sums, LANES};
 
 /// Where the results of a layer go.
@@ -56,6 +56,24 @@ pub unsafe fn tile(isa: Isa, finish: &Finish, place: Place, sums: &mut Sums) {
             Isa::Avx2 if finish.math == Math::Fma => avx2::tile(finish, place, sums),
             _ => portable(finish, place, sums),
         }
+    }
+}
+
+/// To the output's rows of fp32: the columns of which a tile, whose results lie in a panel,
+/// has made sixteen complete, a cache line of each row. AVX-512 alone.
+///
+/// # Safety
+/// As for [`tile`]; the panel has all columns up to this tile's last one.
+pub unsafe fn turn_complete(finish: &Finish, tile: Place) {
+    debug_assert!(finish.element == Element::F32 && finish.math == Math::Fma);
+    let begin = tile.column / VECTOR * VECTOR;
+    let end = tile.column + tile.columns;
+    let end = if end == finish.n { end } else { end / VECTOR * VECTOR };
+    #[cfg(target_arch = "x86_64")]
+    if begin < end {
+        let place = Place { column: begin, columns: end - begin, ..tile };
+        // SAFETY: forwarded.
+        unsafe { avx512::panel_to_rows(finish, place) }
     }
 }
 

@@ -51,23 +51,34 @@ pub struct Factors {
     /// What is read soon: brought near meanwhile by AVX-512's tile, in place of the rows' own
     /// factors. Null for nothing; need not be valid.
     pub soon: *const u8,
-    /// Where the sums go in the end, if it is known.
+    /// Where all lanes are stored, minus zero as zero, if not in `Sums` (not by the scalar
+    /// tile).
     pub target: Option<Target>,
+    /// What is written next: most often it is in no cache, and AVX-512's tile brings it near
+    /// meanwhile.
+    pub next: Option<Lines>,
     /// Bias and ReLU, in fp32 where [`Then::is_of`] says so.
     pub then: Then,
 }
 
-/// Where a tile's sums go in the end: most often it is in no cache, and AVX-512's tile
-/// brings it near meanwhile.
+/// Where a tile's sums go.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Row 0 and lane 0. Need not be valid if the tile stores nothing there.
+    /// Row 0 and lane 0.
     pub at: *mut f32,
     /// From one row to the next, in elements.
     pub stride: usize,
-    /// Whether the tile stores all its lanes there, minus zero as zero, and none in `Sums`
-    /// (not the scalar one).
-    pub stores: bool,
+}
+
+/// A cache line for each row of a tile and vector of its lanes.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines {
+    /// In the first one. Need not be valid.
+    pub at: *const f32,
+    /// From one row's to the next one's, in elements.
+    pub row: usize,
+    /// From one vector's to the next one's.
+    pub vector: usize,
 }
 
 /// What becomes of a tile's sums before they leave the registers.
@@ -94,8 +105,7 @@ impl Factors {
     /// Where the tile stores: its target, or `sums`.
     #[cfg(target_arch = "x86_64")]
     fn destination(&self, sums: &mut Sums) -> Target {
-        let sums = Target { at: sums.0[0].as_mut_ptr(), stride: LANES, stores: false };
-        self.target.filter(|target| target.stores).unwrap_or(sums)
+        self.target.unwrap_or(Target { at: sums.0[0].as_mut_ptr(), stride: LANES })
     }
 }
 
@@ -131,8 +141,7 @@ impl Default for Sums {
 /// Computes one tile of `rows` rows and `lanes` lanes (16 or 32).
 ///
 /// # Safety
-/// `factors` describes valid memory, and if its target is stored to, nobody else accesses
-/// that; `1 <= rows <= most_rows(isa)`; the CPU has `isa`, and for `Math::Dot` also
+/// `factors` describes valid memory, whose target nobody else accesses; `1 <= rows <= most_rows(isa)`; the CPU has `isa`, and for `Math::Dot` also
 /// avx512bf16.
 pub unsafe fn run(
     isa: Isa,
@@ -145,7 +154,7 @@ pub unsafe fn run(
     debug_assert!((1..=most_rows(isa)).contains(&rows) && (lanes == 16 || lanes == LANES));
     debug_assert!(factors.row == 4 || factors.step == 4);
     debug_assert!(Then::is_of(isa, math) || factors.then.bias.is_null() && !factors.then.relu);
-    debug_assert!(isa != Isa::Scalar || !factors.target.is_some_and(|target| target.stores));
+    debug_assert!(isa != Isa::Scalar || factors.target.is_none());
     // SAFETY: forwarded.
     unsafe {
         match (isa, math) {

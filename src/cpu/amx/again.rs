@@ -127,6 +127,7 @@ unsafe fn again(left: &Left, rows: usize, panel: &Panel, sums: &mut Sums) {
                 half: false,
                 soon: std::ptr::null(),
                 target: None,
+                next: None,
                 then: Then::NOTHING,
             };
             let mut exact = Sums::new();

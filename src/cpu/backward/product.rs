@@ -10,7 +10,7 @@ use super::super::element::Element;
 use super::super::forward::{few_tile_rows, part};
 use super::super::isa::Isa;
 use super::super::panels::{Matrix, VECTOR};
-use super::super::tile::{self, few_rows, Factors, Math, Sums, Target, Then, LANES};
+use super::super::tile::{self, few_rows, Factors, Lines, Math, Sums, Target, Then, LANES};
 use super::columns::WIDTH;
 use super::memory::{copy, Store};
 use super::tile_range;
@@ -236,6 +236,7 @@ impl Product {
                         half: false,
                         soon: std::ptr::null(),
                         target: None,
+                        next: None,
                         then: Then::NOTHING,
                     };
                     let begin = columns.start + first;
@@ -269,14 +270,15 @@ impl Product {
         let store = self.store(rows, columns, steps);
         let lanes = columns.len().next_multiple_of(VECTOR);
         let stores = self.isa != Isa::Scalar && lanes == columns.len() && store.only_writes();
-        let target = Some(Target { at: store.result, stride: store.stride, stores });
+        let target = Target { at: store.result, stride: store.stride };
+        let next = Lines { at: store.result, row: store.stride, vector: VECTOR };
         #[cfg(target_arch = "x86_64")]
         if self.isa == Isa::Avx2 {
             store.soon();
         }
         // SAFETY: forwarded; rows and columns are this task's alone.
         unsafe {
-            let factors = Factors { target, ..factors };
+            let factors = Factors { target: stores.then_some(target), next: Some(next), ..factors };
             tile::run(self.isa, Math::Fma, rows.len(), lanes, &factors, sums);
             if !stores {
                 store.run(self.isa, sums);

@@ -41,8 +41,24 @@ pub unsafe fn tile(finish: &Finish, place: Place, sums: &mut Sums) {
             }
         }
         if !finish.output.is_null() {
-            to_rows(finish, place, sums, vectors);
+            let columns = Columns { at: sums.0[0].as_ptr(), step: LANES, readable: ROWS };
+            to_rows(finish, place, columns);
         }
+    }
+}
+
+/// Columns of a panel in fp32 to rows.
+///
+/// # Safety
+/// As for `finish::tile`; the panel has these columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn panel_to_rows(finish: &Finish, place: Place) {
+    let width = width(finish.rows, place.panel);
+    // SAFETY: forwarded.
+    unsafe {
+        let panel = finish.panels.add(place.panel * LANES * finish.n);
+        let at = panel.add(place.column * width);
+        to_rows(finish, place, Columns { at, step: width, readable: place.columns });
     }
 }
 
@@ -183,20 +199,36 @@ unsafe fn to_depth<const P: usize>(finish: &Finish, place: Place, sums: &mut Sum
     }
 }
 
+/// Results of all lanes, column by column.
+#[derive(Clone, Copy)]
+struct Columns {
+    at: *const f32,
+    /// Words from one to the next.
+    step: usize,
+    /// How many can be read.
+    readable: usize,
+}
+
 /// # Safety
-/// As for `finish::tile`.
+/// As for `finish::tile`, of such columns.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn to_rows(finish: &Finish, place: Place, sums: &Sums, vectors: usize) {
+unsafe fn to_rows(finish: &Finish, place: Place, from: Columns) {
     let size = finish.element.size();
+    let vectors = width(finish.rows, place.panel) / VECTOR;
     for i in 0..place.columns.div_ceil(VECTOR) * vectors {
         let (begin, n) = (i / vectors * VECTOR, i % vectors);
         let mask = first_lanes((place.columns - begin).min(VECTOR));
         let first = place.panel * LANES + n * VECTOR;
-        // Behind the last column are whatever sums were there: the mask keeps to columns.
-        let columns = std::array::from_fn(|i| {
-            // SAFETY: a row of sums has two vectors.
-            unsafe { _mm512_loadu_ps(sums.0[begin + i].as_ptr().add(VECTOR * n)) }
-        });
+        // Behind the last column is whatever was there: the mask keeps to columns.
+        let column = |i: usize| {
+            // SAFETY: it is readable, and has `vectors`.
+            unsafe { _mm512_loadu_ps(from.at.add((begin + i) * from.step + VECTOR * n)) }
+        };
+        let columns = match begin + VECTOR <= from.readable {
+            true => std::array::from_fn(column),
+            false => std::array::from_fn(|i| column(i.min(from.readable - begin - 1))),
+        };
         let rows = turn(columns);
         for (i, row) in rows.iter().enumerate().take(finish.rows.saturating_sub(first)) {
             // SAFETY: the row exists, the mask keeps to its columns.

@@ -113,3 +113,37 @@ fn results_are_rounded_once_and_land_where_they_belong() {
         }
     }
 }
+
+#[test]
+fn panels_are_turned_to_rows_as_their_tiles_come() {
+    let mut random = Random(37);
+    for _ in 0..if available().contains(&Isa::Avx512) { 100 } else { 0 } {
+        let (rows, n) = (1 + random.below(70), 1 + random.below(60));
+        let mut panels = random.vector(words(rows, n));
+        let mut output = vec![f32::NAN; rows * n];
+        let finish = Finish {
+            element: Element::F32,
+            bias: std::ptr::null(),
+            relu: false,
+            rows,
+            n,
+            panels: panels.as_mut_ptr(),
+            math: Math::Fma,
+            output: output.as_mut_ptr().cast(),
+        };
+        let most = 1 + random.below(14);
+        for panel in 0..count(rows) {
+            for column in (0..n).step_by(most) {
+                let place = Place { panel, column, columns: most.min(n - column) };
+                // SAFETY: sizes as stated.
+                unsafe { turn_complete(&finish, place) };
+            }
+        }
+        for (place, got) in output.iter().enumerate() {
+            let (row, column) = (place / n, place % n);
+            let (panel, lane) = (row / LANES, row % LANES);
+            let at = panel * LANES * n + column * width(rows, panel) + lane;
+            assert_eq!(*got, panels[at], "{rows} {n} {most}: {row} {column}");
+        }
+    }
+}

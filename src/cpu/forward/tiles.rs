@@ -8,9 +8,9 @@ use super::super::balance::{self, Race};
 use super::super::caches;
 use super::super::element::Element;
 use super::super::finish::{self, Finish, Place};
-use super::super::panels::{self, count, steps, width, words, Matrix};
+use super::super::panels::{self, count, steps, width, words, Matrix, VECTOR};
 use super::super::scratch::Scratch;
-use super::super::tile::{self, Factors, Math, Sums, Target, Then, LANES};
+use super::super::tile::{self, Factors, Lines, Math, Sums, Target, Then, LANES};
 use super::amx;
 use super::blocks::{padded_words, tile_rows, Division, Grid};
 use super::{part, Kernels, Layer};
@@ -45,10 +45,25 @@ struct Block {
     buffers: *mut f32,
 }
 
+/// What is written behind a tile, or soon: the output's rows, or panels, in fp32.
+fn written_next(to: &Finish, place: Place) -> Lines {
+    let (row, width) = (place.panel * LANES, width(to.rows, place.panel));
+    if to.output.is_null() {
+        let at = to.panels.wrapping_add(row * to.n + place.column * width);
+        return Lines { at, row: width, vector: VECTOR };
+    }
+    let line = place.column / VECTOR * VECTOR;
+    let at = to.output.cast::<f32>().wrapping_add(row * to.n + line);
+    // Rows of the output are lanes of the tile, but as many lines.
+    Lines { at, row: width / VECTOR * to.n, vector: to.n }
+}
+
 impl Chain {
     pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
         let widest = layers.iter().map(depth).max().unwrap_or(1);
+        // The last one's results lie in panels too, where `turns_panels`.
+        let widest = layers.last().map_or(widest, |last| widest.max(last.weight.rows));
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
         let uneven = threads > 1 && balance::is_uneven();
         let rows = input.rows;
@@ -143,6 +158,18 @@ impl Chain {
             true => 4 * padded_words(weight.k),
             false => weight.stride * weight.element.size(),
         }
+    }
+
+    /// Whether tiles do all that a layer does to its sums, but turning them.
+    fn in_registers(&self) -> bool {
+        let Kernels { isa, math } = self.kernels;
+        Then::is_of(isa, math) && self.input.element == Element::F32
+    }
+
+    /// Whether outputs are turned from panels, cache line by cache line of each row: a
+    /// thread has all tiles of its panels, while a tile's columns seldom are whole lines.
+    fn turns_panels(&self) -> bool {
+        self.in_registers() && matches!(self.division, Division::Rows(_))
     }
 
     /// Words that a thread needs for some rows of a weight.
@@ -249,7 +276,10 @@ impl Chain {
             relu: layer.relu,
             rows: rows.len(),
             n,
-            panels: if last { std::ptr::null_mut() } else { self.panels(block, index + 1) },
+            panels: match last && !self.turns_panels() {
+                true => std::ptr::null_mut(),
+                false => self.panels(block, index + 1),
+            },
             math,
             output,
         };
@@ -262,15 +292,14 @@ impl Chain {
             unsafe { task.run(self.memory, own.cast()) };
             return;
         }
-        // What the tile does to its sums in registers, and where they go from there: a
-        // hidden result that nobody else wants right into the next layer's panels.
-        let in_registers = Then::is_of(isa, math) && element == Element::F32;
+        // What the tile does to its sums in registers; from there they go right into panels.
+        let in_registers = self.in_registers();
         let bias = match to.bias.is_null() {
             true => std::ptr::null(),
             false => to.bias.cast::<f32>().wrapping_add(columns.start),
         };
         let then = if in_registers { Then { bias, relu: to.relu } } else { Then::NOTHING };
-        let direct = then.relu && !to.panels.is_null() && to.output.is_null();
+        let direct = in_registers && (to.output.is_null() || self.turns_panels());
         if in_registers {
             (to.bias, to.relu) = (std::ptr::null(), false);
         }
@@ -282,6 +311,7 @@ impl Chain {
             let (first, soon) = (chunk.start, self.soon(index, columns.end));
             for panel in chunk {
                 let width = width(rows.len(), panel);
+                let place = Place { panel, column: columns.start, columns: columns.len() };
                 let factors = Factors {
                     p,
                     row,
@@ -294,14 +324,15 @@ impl Chain {
                     target: direct.then(|| Target {
                         at: to.panels.add(panel * LANES * n + columns.start * width),
                         stride: width,
-                        stores: true,
                     }),
+                    next: in_registers.then(|| written_next(&to, place)),
                     then,
                 };
                 tile::run(isa, math, columns.len(), width, &factors, &mut sums);
                 if !direct {
-                    let place = Place { panel, column: columns.start, columns: columns.len() };
                     finish::tile(isa, &to, place, &mut sums);
+                } else if !to.output.is_null() {
+                    finish::turn_complete(&to, place);
                 }
             }
         }

@@ -51,7 +51,7 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
                         depth,
                         ..*factors
                     };
-                    let to = Target { at: to.at.add(first * to.stride + lane), ..to };
+                    let at = to.at.add(first * to.stride + lane);
                     let run = match end - first {
                         1 => sum::<1, STEPS>,
                         2 => sum::<2, STEPS>,
@@ -60,7 +60,7 @@ unsafe fn parts<const STEPS: bool>(rows: usize, lanes: usize, factors: &Factors,
                         5 => sum::<5, STEPS>,
                         _ => sum::<6, STEPS>,
                     };
-                    run(&factors, to, step > 0);
+                    run(&factors, Target { at, ..to }, step > 0);
                 }
             }
         }
@@ -104,8 +104,9 @@ unsafe fn sum<const M: usize, const STEPS: bool>(factors: &Factors, to: Target, 
             for (n, acc) in acc.iter().enumerate() {
                 let at = to.at.add(m * to.stride + 8 * n);
                 // A product that underflows leaves -0 in an FMA, 0 in a sum.
+                let as_it_is = factors.target.is_none();
                 let zero = _mm256_setzero_ps();
-                _mm256_storeu_ps(at, if to.stores { _mm256_add_ps(zero, *acc) } else { *acc });
+                _mm256_storeu_ps(at, if as_it_is { *acc } else { _mm256_add_ps(zero, *acc) });
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::avx512::passes_relu;
-use super::{Factors, Sums, Target};
+use super::{Factors, Lines, Sums};
 
 /// Steps that the lanes' factors are fetched ahead, and those of rows beside each other: they
 /// stream from the second or third level, and the CPU's own prefetching stops at every page.
@@ -89,12 +89,12 @@ macro_rules! avx512 {
                     };
                 }
                 let mut left = factors.depth;
-                if let Some(Target { at, stride, .. }) = factors.target {
+                if let Some(Lines { at, row, vector }) = factors.next {
                     // Evenly: at once they would take all of a core's line buffers.
                     let each = left / (M * N);
                     for i in 0..M * N {
-                        let line = at.wrapping_add(i / N * stride + i % N * 16);
-                        _mm_prefetch::<_MM_HINT_T0>(line.cast_const().cast());
+                        let line = at.wrapping_add(i / N * row + i % N * vector);
+                        _mm_prefetch::<_MM_HINT_T0>(line.cast());
                         go!(each);
                     }
                     left -= each * M * N;
@@ -117,7 +117,7 @@ macro_rules! avx512 {
                     };
                     for (n, acc) in acc.iter().enumerate() {
                         // A product that underflows leaves -0 in an FMA, 0 in a sum.
-                        let as_it_is = then.bias.is_null() && !to.stores;
+                        let as_it_is = then.bias.is_null() && factors.target.is_none();
                         let mut sum = if as_it_is { *acc } else { _mm512_add_ps(*acc, bias) };
                         if then.relu {
                             sum = _mm512_maskz_mov_ps(passes_relu(sum), sum);

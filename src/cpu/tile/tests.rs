@@ -54,6 +54,7 @@ impl Case {
             half: false,
             soon: std::ptr::null(),
             target,
+            next: None,
             then,
         };
         // SAFETY: the vectors have the sizes that the factors state, the target room.
@@ -101,7 +102,7 @@ fn stores_to_its_target_and_nowhere_else() {
             let stride = case.lanes + random.below(20);
             let mut result = vec![f32::NAN; (case.rows + 1) * stride];
             let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
-            let target = Target { at: result.as_mut_ptr(), stride, stores: true };
+            let target = Target { at: result.as_mut_ptr(), stride };
             case.run_to(isa, Some(target), Then::NOTHING, &mut sums);
             assert!(sums.0.iter().flatten().all(|sum| sum.is_nan()), "{isa:?}");
             for (place, got) in result.iter().enumerate() {
@@ -128,9 +129,10 @@ fn bias_and_relu_in_registers_are_those_of_plain_arithmetic() {
                 Then { bias: if i % 5 == 0 { std::ptr::null() } else { bias.as_ptr() }, relu };
             let mut result = vec![f32::NAN; ROWS * LANES];
             let mut sums = Sums([[f32::NAN; LANES]; ROWS]);
-            let target = Target { at: result.as_mut_ptr(), stride: LANES, stores };
+            let to = Target { at: result.as_mut_ptr(), stride: LANES };
+            let target = stores.then_some(to);
             let plain = case.run(isa);
-            case.run_to(isa, Some(target), then, &mut sums);
+            case.run_to(isa, target, then, &mut sums);
             for r in 0..case.rows {
                 for lane in 0..case.lanes {
                     let mut want = plain.0[r][lane];
@@ -194,6 +196,7 @@ fn pairs_of_bfloat16_agree_with_fp64() {
             half: k % 2 == 1,
             soon: std::ptr::null(),
             target: None,
+            next: None,
             then: Then::NOTHING,
         };
         for isa in [Isa::Scalar, Isa::Avx512] {

@@ -3,7 +3,9 @@
 
 use super::element::{relu, Element};
 use super::isa::Isa;
-use super::panels::{pair, steps, width, VECTOR};
+#[cfg(target_arch = "x86_64")]
+use super::panels::VECTOR;
+use super::panels::{pair, steps, width};
 use super::tile::{Math, Sums, LANES};
 
 /// Where the results of a layer go.
@@ -65,16 +67,20 @@ pub unsafe fn tile(isa: Isa, finish: &Finish, place: Place, sums: &mut Sums) {
 /// # Safety
 /// As for [`tile`]; the panel has all columns up to this tile's last one.
 pub unsafe fn turn_complete(finish: &Finish, tile: Place) {
-    debug_assert!(finish.element == Element::F32 && finish.math == Math::Fma);
-    let begin = tile.column / VECTOR * VECTOR;
-    let end = tile.column + tile.columns;
-    let end = if end == finish.n { end } else { end / VECTOR * VECTOR };
     #[cfg(target_arch = "x86_64")]
-    if begin < end {
-        let place = Place { column: begin, columns: end - begin, ..tile };
-        // SAFETY: forwarded.
-        unsafe { avx512::panel_to_rows(finish, place) }
+    {
+        debug_assert!(finish.element == Element::F32 && finish.math == Math::Fma);
+        let column = tile.column / VECTOR * VECTOR;
+        let end = tile.column + tile.columns;
+        let end = if end == finish.n { end } else { end / VECTOR * VECTOR };
+        if column < end {
+            let place = Place { column, columns: end - column, ..tile };
+            // SAFETY: forwarded.
+            unsafe { avx512::panel_to_rows(finish, place) }
+        }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("AVX-512 alone: {finish:?}, {tile:?}");
 }
 
 /// # Safety

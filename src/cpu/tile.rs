@@ -141,8 +141,8 @@ impl Default for Sums {
 /// Computes one tile of `rows` rows and `lanes` lanes (16 or 32).
 ///
 /// # Safety
-/// `factors` describes valid memory, whose target nobody else accesses; `1 <= rows <= most_rows(isa)`; the CPU has `isa`, and for `Math::Dot` also
-/// avx512bf16.
+/// `factors` describes valid memory, whose target nobody else accesses; `1 <= rows <=
+/// most_rows(isa)`; the CPU has `isa`, and for `Math::Dot` also avx512bf16.
 pub unsafe fn run(
     isa: Isa,
     math: Math,

@@ -172,6 +172,25 @@ fn neither_threads_nor_kept_results_change_a_bit() {
     }
 }
 
+/// A product that underflows is minus zero in an FMA, with and without a thread's own rows.
+#[test]
+fn minus_zero_is_the_same_on_any_number_of_threads() {
+    let mut random = Random(44);
+    let bits = |results: Vec<Vec<f32>>| results.concat().into_iter().map(f32::to_bits);
+    for i in 0..4 {
+        let mut case = Case::new(&mut random, Element::F32, 96, &[96, 64]);
+        case.relu_last = i % 2 == 1;
+        case.biases[0] = (i > 1).then(|| vec![-0.0; 64]);
+        case.input.fill(1e-30);
+        case.weights[0].fill(-1e-30);
+        for kernels in kernels(Element::F32) {
+            let want: Vec<u32> = bits(case.run(kernels, 1, true)).collect();
+            // Shared layer by layer, as three panels are no even shares.
+            assert!(bits(case.run(kernels, 2, true)).eq(want), "{kernels:?} {:?}", case.biases);
+        }
+    }
+}
+
 /// One thread copies the weight for eight panels, three read it where it lies; the last
 /// depth of 130 and of 2100 does not reach its end, and 2100 is summed in two parts.
 #[test]

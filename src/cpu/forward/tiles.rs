@@ -62,8 +62,6 @@ impl Chain {
     pub fn new(kernels: Kernels, input: Matrix, layers: Vec<Layer>, threads: usize) -> Self {
         let depth = |layer: &Layer| steps(kernels.math, layer.weight.k);
         let widest = layers.iter().map(depth).max().unwrap_or(1);
-        // The last one's results lie in panels too, where `turns_panels`.
-        let widest = layers.last().map_or(widest, |last| widest.max(last.weight.rows));
         let largest = layers.iter().map(|layer| bytes(&layer.weight)).max().unwrap_or(0);
         let uneven = threads > 1 && balance::is_uneven();
         let rows = input.rows;
@@ -276,7 +274,7 @@ impl Chain {
             relu: layer.relu,
             rows: rows.len(),
             n,
-            panels: match last && !self.turns_panels() {
+            panels: match last && !(self.turns_panels() && words(rows.len(), n) <= self.buffer) {
                 true => std::ptr::null_mut(),
                 false => self.panels(block, index + 1),
             },
@@ -299,7 +297,11 @@ impl Chain {
             false => to.bias.cast::<f32>().wrapping_add(columns.start),
         };
         let then = if in_registers { Then { bias, relu: to.relu } } else { Then::NOTHING };
-        let direct = in_registers && (to.output.is_null() || self.turns_panels());
+        // Minus zero becomes zero there: only behind a sum or a ReLU, which have it so too.
+        let direct = in_registers
+            && (then.relu || !then.bias.is_null())
+            && !to.panels.is_null()
+            && (to.output.is_null() || self.turns_panels());
         if in_registers {
             (to.bias, to.relu) = (std::ptr::null(), false);
         }

@@ -174,6 +174,7 @@ import itertools
 from test_cpu_kernels import gradients, products
 from support import fused, mlp_forward, mlp_operands, rand, split
 
+torch.manual_seed(0)
 backward = torch.ops.hypatia.fused_mlp_backward
 for dtype, relu_last, leading in itertools.product(
     (torch.bfloat16, torch.float16), (False, True), ([40], [3, 20])
